@@ -1,0 +1,205 @@
+//! Builds every chapter's `guest.s` into an ELF image with nothing but rustc.
+//!
+//! For `chapters/05-protected-mode/guest.s` it leaves in `OUT_DIR`:
+//!
+//! ```text
+//! ch05.s    the source, with a symbol at each .code16/.code32/.code64
+//! ch05.elf  the image, with symbols
+//! ch05.rs   what the binary includes: the image's bytes, or a compile_error!
+//! ch05.key  what the image was made from; unchanged means nothing to do
+//! ```
+//!
+//! A guest that does not assemble stops its own binary and nothing else, so
+//! this script fails only where the file system does.
+
+use std::env;
+use std::fmt::Write;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const BARE_METAL: &str = "x86_64-unknown-none";
+const LINUX: &str = "x86_64-unknown-linux-gnu";
+const LINKER_SCRIPT: &str = "chapters/guest.ld";
+
+fn main() -> io::Result<()> {
+    // The real device exists on x86-64 Linux alone; `cfg(host_kvm)` says so in one word.
+    println!("cargo::rustc-check-cfg=cfg(host_kvm)");
+    if variable("CARGO_CFG_TARGET_OS") == "linux" && variable("CARGO_CFG_TARGET_ARCH") == "x86_64" {
+        println!("cargo::rustc-cfg=host_kvm");
+    }
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=Cargo.toml"); // a new chapter adds a [[bin]] there
+    println!("cargo::rerun-if-changed={LINKER_SCRIPT}");
+
+    let out = PathBuf::from(variable("OUT_DIR"));
+    let compiler = Compiler::find();
+    for entry in fs::read_dir("chapters")? {
+        let folder = entry?.path();
+        let source = folder.join("guest.s");
+        // Chapter 01 gives its guest as bytes; where main.rs asks for a guest, the file must be there.
+        let main = fs::read_to_string(folder.join("main.rs")).unwrap_or_default();
+        if source.is_file() || main.contains("guest!()") {
+            println!("cargo::rerun-if-changed={}", source.display());
+            build_guest(&source, &out, &compiler)?;
+        }
+    }
+    Ok(())
+}
+
+/// A variable that cargo sets for every build script.
+fn variable(name: &str) -> String {
+    env::var(name).unwrap_or_default()
+}
+
+fn build_guest(source: &Path, out: &Path, compiler: &Compiler) -> io::Result<()> {
+    let name = binary_name(source);
+    let file = |extension: &str| out.join(format!("{name}.{extension}"));
+    let shown = source.display().to_string().replace('\\', "/");
+    let text = match fs::read(source) {
+        Ok(text) => text,
+        Err(error) => {
+            let message = format!("{shown}: this file cannot be read: {error}");
+            let _ = fs::remove_file(file("key"));
+            return fs::write(file("rs"), format!("compile_error!({message:?})"));
+        }
+    };
+    let script = fs::read(LINKER_SCRIPT)?;
+    let key = [&text[..], &script[..], compiler.key.as_bytes()].join(&b'\0');
+    if fs::read(file("key")).is_ok_and(|old| old == key) {
+        return Ok(());
+    }
+    let result = match String::from_utf8(text) {
+        Ok(text) => compiler.assemble(&name, &text, out, &shown)?,
+        Err(_) => Err(format!("{shown}: this is not UTF-8 text")),
+    };
+    let include = match result {
+        Ok(()) => format!("include_bytes!(\"{name}.elf\").as_slice()"),
+        Err(message) => format!("compile_error!({message:?})"),
+    };
+    fs::write(file("rs"), include)?;
+    fs::write(file("key"), key)
+}
+
+/// `chapters/05-protected-mode/guest.s` belongs to the binary `ch05`.
+fn binary_name(source: &Path) -> String {
+    let folder = source.parent().and_then(Path::file_name).unwrap_or_default();
+    let folder = folder.to_string_lossy();
+    format!("ch{}", folder.split('-').next().unwrap_or_default())
+}
+
+/// rustc, and the target through which it can make a bare-metal image here.
+struct Compiler {
+    rustc: String,
+    target: Option<&'static str>,
+    /// Changes when an image made by another compiler would.
+    key: String,
+}
+
+impl Compiler {
+    fn find() -> Self {
+        let rustc = variable("RUSTC");
+        let installed = |target: &str| {
+            let folder = output(&rustc, &["--print", "target-libdir", "--target", target]);
+            let libraries = fs::read_dir(folder.trim()).into_iter().flatten().flatten();
+            libraries.into_iter().any(|file| file.file_name().to_string_lossy().starts_with("libcore-"))
+        };
+        let target = [BARE_METAL, LINUX].into_iter().find(|target| installed(target));
+        let key = format!("{} {target:?}", output(&rustc, &["--version", "--verbose"]));
+        Self { rustc, target, key }
+    }
+
+    /// Assembles and links `text`; the inner error is what the reader sees.
+    fn assemble(&self, name: &str, text: &str, out: &Path, shown: &str) -> io::Result<Result<(), String>> {
+        let Some(target) = self.target else {
+            return Ok(Err(format!(
+                "{shown}: guests are built for {BARE_METAL}, which this Rust toolchain lacks; add it with: rustup target add {BARE_METAL}"
+            )));
+        };
+        let assembly = out.join(format!("{name}.s"));
+        let wrapper = out.join(format!("{name}-wrapper.rs"));
+        fs::write(&assembly, mark_code_size(text))?;
+        fs::write(&wrapper, wrapper_source(&assembly))?;
+
+        let mut rustc = Command::new(&self.rustc);
+        rustc.args(["--crate-name", "guest", "--crate-type", "bin", "--edition", "2024", "--target", target]);
+        rustc.args(["-C", "panic=abort", "-C", "relocation-model=static", "-C", "debuginfo=0"]);
+        if target == LINUX {
+            rustc.args(["-C", "linker=rust-lld", "-C", "linker-flavor=ld.lld", "-C", "link-arg=-nostdlib"]);
+        }
+        let script = fs::canonicalize(LINKER_SCRIPT)?;
+        rustc.arg("-C").arg(format!("link-arg=-T{}", script.display()));
+        let done = rustc.arg("-o").arg(out.join(format!("{name}.elf"))).arg(&wrapper).output()?;
+        if done.status.success() {
+            return Ok(Ok(()));
+        }
+        Ok(Err(reader_errors(&String::from_utf8_lossy(&done.stderr), shown)))
+    }
+}
+
+/// What `program` prints, or nothing where it fails.
+fn output(program: &str, arguments: &[&str]) -> String {
+    let done = Command::new(program).args(arguments).output();
+    done.map(|done| String::from_utf8_lossy(&done.stdout).into_owned()).unwrap_or_default()
+}
+
+fn wrapper_source(assembly: &Path) -> String {
+    format!(
+        "#![no_std]\n#![no_main]\n\
+         core::arch::global_asm!(include_str!({assembly:?}), options(raw));\n\
+         #[panic_handler]\nfn panic(_: &core::panic::PanicInfo) -> ! {{ loop {{}} }}\n"
+    )
+}
+
+/// Puts a symbol `$code16.N` (32, 64) behind each `.code16` (32, 64), on the
+/// same line so that line numbers hold: the listing then knows where the size
+/// of the code changes, which x86 ELF files have no other way to say.
+fn mark_code_size(text: &str) -> String {
+    let mut marked = String::with_capacity(text.len() + 256);
+    for (number, line) in text.lines().enumerate() {
+        let code = line.split('#').next().unwrap_or_default();
+        let directive = [".code16", ".code32", ".code64"].into_iter().find_map(|directive| {
+            let start = code.find(directive)?;
+            Some((start + directive.len(), &directive[1..]))
+        });
+        match directive {
+            Some((end, size)) => {
+                writeln!(marked, "{}; \"${size}.{number}\":{}", &line[..end], &line[end..])
+                    .expect("a String takes everything");
+            }
+            None => {
+                marked.push_str(line);
+                marked.push('\n');
+            }
+        }
+    }
+    marked
+}
+
+/// rustc's report in the reader's terms: `chapters/05-…/guest.s:LINE: message`.
+///
+/// The assembler counts one line more than the file has, because rustc puts a
+/// line in front.
+fn reader_errors(stderr: &str, shown: &str) -> String {
+    let mut errors = String::new();
+    let mut message = "";
+    for line in stderr.lines() {
+        let words = line.trim_start();
+        if let Some(text) = words.strip_prefix("error: ") {
+            message = text;
+        } else if let Some(at) = words.strip_prefix("--> <inline asm>:") {
+            let number = at.split(':').next().and_then(|number| number.parse::<usize>().ok());
+            let number = number.unwrap_or(1).saturating_sub(1);
+            writeln!(errors, "{shown}:{number}: {message}").expect("a String takes everything");
+        } else if let Some((_, text)) = words.split_once("rust-lld: error: ") {
+            // ld.lld prints the script's own ASSERT messages and undefined symbols.
+            let text = text.split_once("guest.ld:").map_or(text, |(_, rest)| rest);
+            writeln!(errors, "{shown}: {text}").expect("a String takes everything");
+        }
+    }
+    if errors.is_empty() {
+        return format!("{shown}: rustc could not build this guest:\n{stderr}");
+    }
+    errors.trim_end().to_owned()
+}

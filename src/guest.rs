@@ -1,0 +1,20 @@
+//! What is in the guest: its memory, and the image that is loaded into it.
+//! Chapter 01.
+
+mod image;
+mod memory;
+mod slots;
+
+pub use image::{Image, ImageError, Symbol};
+pub use memory::{Memory, MemoryError};
+pub(crate) use slots::Slots;
+
+/// The bytes of this binary's own guest, which `build.rs` made from the
+/// chapter's `guest.s`. Where that file does not assemble, the assembler's
+/// message is this binary's compile error.
+#[macro_export]
+macro_rules! guest {
+    () => {
+        include!(concat!(env!("OUT_DIR"), "/", env!("CARGO_BIN_NAME"), ".rs"))
+    };
+}

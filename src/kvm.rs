@@ -1,0 +1,417 @@
+//! KVM under its own names: [`Kvm`] opens the system, [`VmFd`] is a virtual
+//! machine, [`VcpuFd`] a virtual CPU. Chapter 01 and everything after it.
+//!
+//! Methods, arguments and results are those of the crate kvm-ioctls, so what
+//! is learned here reads the same in Firecracker's source. The one new name is
+//! [`Kvm::open`], which picks the backend. Each handle is an enum over the
+//! backends; today the host's device is the only one.
+//!
+//! A vCPU that comes from [`Kvm::open`] is *watched*: its deadline is kept,
+//! Ctrl-C ends it, and every exit goes to the trace. One that comes from
+//! [`Kvm::new`] is not, and costs what kvm-ioctls costs.
+
+#[cfg(not(host_kvm))]
+mod absent;
+#[cfg(all(test, host_kvm))]
+#[path = "kvm/absent/bindings.rs"]
+mod portable;
+mod open;
+mod probe;
+
+#[cfg(not(host_kvm))]
+use absent as host;
+#[cfg(host_kvm)]
+use kvm_ioctls as host;
+
+#[cfg(not(host_kvm))]
+pub use absent::bindings::{
+    CpuId, kvm_dtable, kvm_guest_debug, kvm_regs, kvm_segment, kvm_sregs, kvm_translation,
+    kvm_userspace_memory_region,
+};
+pub use host::{Cap, Error, VcpuExit};
+#[cfg(host_kvm)]
+pub use kvm_bindings::{
+    CpuId, kvm_dtable, kvm_guest_debug, kvm_regs, kvm_segment, kvm_sregs, kvm_translation,
+    kvm_userspace_memory_region,
+};
+pub use open::OpenError;
+
+use std::sync::{Arc, Mutex};
+
+use crate::guest::Slots;
+use crate::run::{Run, Watch};
+
+/// What every method returns, as in kvm-ioctls: the errno of the ioctl that failed.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The one API version that KVM has had since Linux 2.6.22, as the kernel's KVM API documentation
+/// says under `KVM_GET_API_VERSION`.
+pub const API_VERSION: i32 = 12;
+
+/// Where Intel's KVM may put the three-page task state segment that it needs to
+/// run real mode on CPUs without "unrestricted guest": guest-physical, below
+/// 4 GiB, outside every memory slot. KVM's API documentation, `KVM_SET_TSS_ADDR`.
+pub const TSS_ADDRESS: usize = 0xfffb_d000;
+
+/// Where Intel's KVM may put its one-page identity map, for the same reason:
+/// the page below [`TSS_ADDRESS`]. KVM's API documentation, `KVM_SET_IDENTITY_MAP_ADDR`.
+pub const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// The most CPUID entries that KVM keeps for a vCPU.
+pub const MAX_CPUID_ENTRIES: usize = 256;
+
+/// The system handle, `/dev/kvm`.
+pub struct Kvm {
+    backend: KvmBackend,
+    run: Option<Run>,
+}
+
+enum KvmBackend {
+    Host(host::Kvm),
+}
+
+impl Kvm {
+    /// Opens `/dev/kvm`; vCPUs made from it are not watched.
+    ///
+    /// # Errors
+    /// The errno of `open`: `ENOENT` where there is no device, `EACCES` where
+    /// this user may not open it.
+    pub fn new() -> Result<Self> {
+        let backend = KvmBackend::Host(host::Kvm::new()?);
+        Ok(Self { backend, run: None })
+    }
+
+    /// The version of the API, 12 on every KVM since 2007; negative where the file is no KVM device.
+    #[must_use]
+    pub fn get_api_version(&self) -> i32 {
+        match &self.backend {
+            KvmBackend::Host(kvm) => kvm.get_api_version(),
+        }
+    }
+
+    /// Whether this KVM has a capability.
+    #[must_use]
+    pub fn check_extension(&self, capability: Cap) -> bool {
+        match &self.backend {
+            KvmBackend::Host(kvm) => kvm.check_extension(capability),
+        }
+    }
+
+    /// The CPUID leaves that this host's KVM can show to a guest.
+    ///
+    /// # Errors
+    /// `E2BIG` when there are more than `num_entries` (see [`MAX_CPUID_ENTRIES`]).
+    pub fn get_supported_cpuid(&self, num_entries: usize) -> Result<CpuId> {
+        match &self.backend {
+            KvmBackend::Host(kvm) => kvm.get_supported_cpuid(num_entries),
+        }
+    }
+
+    /// Creates a virtual machine: no memory and no CPU yet.
+    ///
+    /// # Errors
+    /// `EBUSY` when another hypervisor holds the CPU; otherwise the errno of `KVM_CREATE_VM`.
+    pub fn create_vm(&self) -> Result<VmFd> {
+        let backend = match &self.backend {
+            KvmBackend::Host(kvm) => VmBackend::Host(kvm.create_vm()?),
+        };
+        let watched = self.run.as_ref().map(|run| Watched {
+            run: run.clone(),
+            number: run.next_vm(),
+            slots: Arc::new(Mutex::new(Slots::default())),
+        });
+        Ok(VmFd { backend, watched })
+    }
+}
+
+/// A virtual machine.
+pub struct VmFd {
+    backend: VmBackend,
+    watched: Option<Watched>,
+}
+
+enum VmBackend {
+    Host(host::VmFd),
+}
+
+/// What the vCPUs of a watched VM share.
+struct Watched {
+    run: Run,
+    number: u32,
+    slots: Arc<Mutex<Slots>>,
+}
+
+impl VmFd {
+    /// Makes `memory_size` bytes at `userspace_addr` of this process appear at
+    /// `guest_phys_addr` of the guest.
+    ///
+    /// # Safety
+    /// The host memory must stay mapped for as long as the VM or one of its
+    /// vCPUs lives, and no Rust reference into it may exist while a vCPU runs.
+    ///
+    /// # Errors
+    /// `EINVAL` when an address or the size is no multiple of the page size,
+    /// `EEXIST` when the slot overlaps another.
+    pub unsafe fn set_user_memory_region(&self, region: kvm_userspace_memory_region) -> Result<()> {
+        match &self.backend {
+            // SAFETY: the caller makes the promise that this function asks for, word for word.
+            VmBackend::Host(vm) => unsafe { vm.set_user_memory_region(region)? },
+        }
+        if let Some(watched) = &self.watched {
+            let mut slots = watched.slots.lock().expect("nobody panics while holding the slots");
+            // SAFETY: the same promise: the region's host memory outlives the VM.
+            unsafe { slots.set(region) };
+        }
+        Ok(())
+    }
+
+    /// Sets where Intel's KVM keeps its real-mode task state segment; see [`TSS_ADDRESS`].
+    ///
+    /// # Errors
+    /// `EINVAL` when the address is not below 4 GiB.
+    pub fn set_tss_address(&self, offset: usize) -> Result<()> {
+        match &self.backend {
+            VmBackend::Host(vm) => vm.set_tss_address(offset),
+        }
+    }
+
+    /// Sets where Intel's KVM keeps its identity map; see [`IDENTITY_MAP_ADDRESS`].
+    ///
+    /// # Errors
+    /// `EINVAL` once a vCPU exists.
+    pub fn set_identity_map_address(&self, address: u64) -> Result<()> {
+        match &self.backend {
+            VmBackend::Host(vm) => vm.set_identity_map_address(address),
+        }
+    }
+
+    /// Creates a virtual CPU, in the state that a CPU has after reset.
+    ///
+    /// # Errors
+    /// `EEXIST` when the number is taken, `EINVAL` when it is too large.
+    pub fn create_vcpu(&self, id: u64) -> Result<VcpuFd> {
+        let backend = match &self.backend {
+            VmBackend::Host(vm) => VcpuBackend::Host(vm.create_vcpu(id)?),
+        };
+        let watch = self.watched.as_ref().map(|watched| {
+            let slots = Arc::clone(&watched.slots);
+            Box::new(Watch::new(watched.run.clone(), watched.number, id, slots))
+        });
+        Ok(VcpuFd { watch, backend })
+    }
+}
+
+/// A virtual CPU. Fields drop in this order: the watch disarms its timer and
+/// reads the last answer from kvm_run before the page is unmapped.
+pub struct VcpuFd {
+    watch: Option<Box<Watch>>,
+    backend: VcpuBackend,
+}
+
+/// A vCPU of one backend: what [`VcpuFd`] and its watch call.
+pub(crate) enum VcpuBackend {
+    Host(host::VcpuFd),
+}
+
+impl VcpuFd {
+    /// The general-purpose registers, RIP and RFLAGS.
+    ///
+    /// # Errors
+    /// The errno of `KVM_GET_REGS`.
+    pub fn get_regs(&self) -> Result<kvm_regs> {
+        self.backend.get_regs()
+    }
+
+    /// Sets the general-purpose registers, RIP and RFLAGS.
+    ///
+    /// # Errors
+    /// The errno of `KVM_SET_REGS`.
+    pub fn set_regs(&self, regs: &kvm_regs) -> Result<()> {
+        match &self.backend {
+            VcpuBackend::Host(vcpu) => vcpu.set_regs(regs),
+        }
+    }
+
+    /// The segment, descriptor-table and control registers, and EFER.
+    ///
+    /// # Errors
+    /// The errno of `KVM_GET_SREGS`.
+    pub fn get_sregs(&self) -> Result<kvm_sregs> {
+        self.backend.get_sregs()
+    }
+
+    /// Sets the segment, descriptor-table and control registers, and EFER.
+    ///
+    /// # Errors
+    /// `EINVAL` for a state that KVM can tell to be impossible, such as paging
+    /// in long mode without EFER.LMA.
+    pub fn set_sregs(&self, sregs: &kvm_sregs) -> Result<()> {
+        match &self.backend {
+            VcpuBackend::Host(vcpu) => vcpu.set_sregs(sregs),
+        }
+    }
+
+    /// Sets what the guest's `cpuid` answers, and so which features it may turn on.
+    ///
+    /// # Errors
+    /// `EINVAL` once the vCPU has run.
+    pub fn set_cpuid2(&self, cpuid: &CpuId) -> Result<()> {
+        match &self.backend {
+            VcpuBackend::Host(vcpu) => vcpu.set_cpuid2(cpuid),
+        }
+    }
+
+    /// Sets single-stepping and breakpoints from outside the guest.
+    ///
+    /// # Errors
+    /// The errno of `KVM_SET_GUEST_DEBUG`.
+    pub fn set_guest_debug(&self, debug: &kvm_guest_debug) -> Result<()> {
+        self.backend.set_guest_debug(debug)
+    }
+
+    /// Translates a linear address of the guest as its MMU would.
+    ///
+    /// # Errors
+    /// The errno of `KVM_TRANSLATE`; an unmapped address is no error but `valid == 0`.
+    pub fn translate_gva(&self, gva: u64) -> Result<kvm_translation> {
+        self.backend.translate_gva(gva)
+    }
+
+    /// Whether the next [`run`](Self::run) returns at once with `EINTR`, after
+    /// it has completed the I/O of the last exit. Any value but 0 means yes.
+    pub fn set_kvm_immediate_exit(&mut self, value: u8) {
+        self.backend.set_kvm_immediate_exit(value);
+    }
+
+    /// Enters the guest and returns at its next exit.
+    ///
+    /// # Errors
+    /// `EINTR` when a signal came (a watched vCPU: only when its deadline
+    /// passed or Ctrl-C was typed), otherwise the errno of `KVM_RUN`.
+    pub fn run(&mut self) -> Result<VcpuExit<'_>> {
+        match &mut self.watch {
+            None => match &mut self.backend {
+                VcpuBackend::Host(vcpu) => vcpu.run(),
+            },
+            Some(watch) => watch.run(&mut self.backend),
+        }
+    }
+}
+
+impl VcpuBackend {
+    pub(crate) fn get_regs(&self) -> Result<kvm_regs> {
+        match self {
+            Self::Host(vcpu) => vcpu.get_regs(),
+        }
+    }
+
+    pub(crate) fn get_sregs(&self) -> Result<kvm_sregs> {
+        match self {
+            Self::Host(vcpu) => vcpu.get_sregs(),
+        }
+    }
+
+    pub(crate) fn set_guest_debug(&self, debug: &kvm_guest_debug) -> Result<()> {
+        match self {
+            Self::Host(vcpu) => vcpu.set_guest_debug(debug),
+        }
+    }
+
+    pub(crate) fn translate_gva(&self, gva: u64) -> Result<kvm_translation> {
+        match self {
+            Self::Host(vcpu) => vcpu.translate_gva(gva),
+        }
+    }
+
+    pub(crate) fn set_kvm_immediate_exit(&mut self, value: u8) {
+        match self {
+            Self::Host(vcpu) => vcpu.set_kvm_immediate_exit(value),
+        }
+    }
+
+    /// The byte of kvm_run that a signal handler sets to end `KVM_RUN`.
+    pub(crate) fn immediate_exit(&mut self) -> *mut u8 {
+        match self {
+            #[cfg(host_kvm)]
+            Self::Host(vcpu) => &raw mut vcpu.get_kvm_run().immediate_exit,
+            #[cfg(not(host_kvm))]
+            Self::Host(vcpu) => vcpu.get_kvm_run().immediate_exit(),
+        }
+    }
+
+    pub(crate) fn run(&mut self) -> Result<VcpuExit<'_>> {
+        match self {
+            Self::Host(vcpu) => vcpu.run(),
+        }
+    }
+
+    /// What kvm_run says of the last exit beyond [`VcpuExit`].
+    pub(crate) fn details(&mut self) -> Details {
+        match self {
+            Self::Host(vcpu) => Details::of(vcpu.get_kvm_run()),
+        }
+    }
+}
+
+/// What kvm_run says of an exit and kvm-ioctls' [`VcpuExit`] leaves out.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Details {
+    /// `KVM_EXIT_IO`: bytes an item (1, 2 or 4); an `outw` and a `rep outsb` of
+    /// two bytes differ in nothing else.
+    pub io_size: u8,
+    /// `KVM_EXIT_INTERNAL_ERROR`: what KVM could not do; see [`crate::exit::suberror`].
+    pub suberror: u32,
+}
+
+impl Details {
+    #[cfg(host_kvm)]
+    fn of(run: &kvm_bindings::kvm_run) -> Self {
+        // SAFETY: the union's members are plain integers, valid for any bytes; each is read only
+        // under the exit reason for which KVM fills it.
+        unsafe {
+            match run.exit_reason {
+                kvm_bindings::KVM_EXIT_IO => {
+                    Self { io_size: run.__bindgen_anon_1.io.size, ..Self::default() }
+                }
+                kvm_bindings::KVM_EXIT_INTERNAL_ERROR => {
+                    Self { suberror: run.__bindgen_anon_1.internal.suberror, ..Self::default() }
+                }
+                _ => Self::default(),
+            }
+        }
+    }
+
+    #[cfg(not(host_kvm))]
+    fn of(run: &absent::bindings::kvm_run) -> Self {
+        match *run {}
+    }
+}
+
+#[cfg(all(test, host_kvm))]
+mod tests {
+    use super::portable;
+    use std::mem::{offset_of, size_of};
+
+    macro_rules! same_layout {
+        ($name:ident: $($field:ident),*) => {
+            assert_eq!(size_of::<portable::$name>(), size_of::<kvm_bindings::$name>());
+            $(assert_eq!(
+                offset_of!(portable::$name, $field),
+                offset_of!(kvm_bindings::$name, $field),
+                concat!(stringify!($name), ".", stringify!($field)),
+            );)*
+        };
+    }
+
+    #[test]
+    fn the_portable_structs_are_laid_out_like_the_kernels() {
+        same_layout!(kvm_regs: rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags);
+        same_layout!(kvm_segment: base, limit, selector, type_, present, dpl, db, s, l, g, avl, unusable);
+        same_layout!(kvm_dtable: base, limit);
+        same_layout!(kvm_sregs: cs, ds, es, fs, gs, ss, tr, ldt, gdt, idt, cr0, cr2, cr3, cr4, cr8, efer, apic_base, interrupt_bitmap);
+        same_layout!(kvm_translation: linear_address, physical_address, valid, writeable, usermode);
+        same_layout!(kvm_debug_exit_arch: exception, pc, dr6, dr7);
+        same_layout!(kvm_guest_debug: control, arch);
+        same_layout!(kvm_userspace_memory_region: slot, flags, guest_phys_addr, memory_size, userspace_addr);
+    }
+}

@@ -1,0 +1,211 @@
+//! Which machine runs the guest, and every way in which opening it fails.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use super::{API_VERSION, Cap, Kvm, KvmBackend, host, probe};
+use crate::mode::Mode;
+use crate::run::Run;
+use crate::run::options::Backend;
+
+/// Why no machine could be had: a sentence, with the way out.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// This system has no KVM, or its module is not loaded.
+    #[error("{device} does not exist: {}", missing_device())]
+    NoDevice { device: Device },
+    /// The device is there, and not for this user.
+    #[error(
+        "you may not open {device}: join its group with `sudo usermod -aG kvm $USER` and log in again \
+         (in a container, pass the device in: --device /dev/kvm)"
+    )]
+    NoPermission { device: Device },
+    /// Opening failed in another way.
+    #[error("{device} cannot be opened: {reason}")]
+    Open { device: Device, reason: String },
+    /// It opens but does not speak KVM.
+    #[error("{device} is no KVM device: it answers no KVM_GET_API_VERSION")]
+    NotKvm { device: Device },
+    /// It speaks another version.
+    #[error(
+        "{device} speaks version {version} of the KVM API, and there has been only version 12 since 2007: this is not Linux's KVM"
+    )]
+    ApiVersion { device: Device, version: i32 },
+    /// A capability that every run needs is missing.
+    #[error("{device} lacks {capability}: this kernel is too old (before Linux 4.11) or its KVM is cut down")]
+    Capability { device: Device, capability: &'static str },
+    /// The probe guest could not even be set up.
+    #[error("{device} opens but cannot run a guest: {what} failed: {reason}{advice}")]
+    Setup { device: Device, what: &'static str, reason: String, advice: String },
+    /// The probe guest came back with something else than it should.
+    #[error(
+        "{device} cannot run this chapter's {mode}: its probe guest ended in {ending}. `cargo vmexit lab {chapter}` runs it on a KVM that can"
+    )]
+    CannotRun { device: Device, mode: Mode, ending: String, chapter: &'static str },
+    /// The software machine was asked for by name.
+    #[error(
+        "the software machine is not part of VM Exit yet: leave out --backend soft, or use `cargo vmexit lab {chapter}`"
+    )]
+    NoSoftwareMachine { chapter: &'static str },
+}
+
+/// The path of a KVM device.
+#[derive(Clone, Debug)]
+pub struct Device(PathBuf);
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.display().fmt(f)
+    }
+}
+
+impl Device {
+    /// `/dev/kvm`, or what `VMEXIT_DEVICE` names.
+    fn chosen() -> Self {
+        let named = std::env::var_os("VMEXIT_DEVICE").filter(|path| !path.is_empty());
+        Self(named.map_or_else(|| "/dev/kvm".into(), PathBuf::from))
+    }
+}
+
+fn missing_device() -> &'static str {
+    if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        "load KVM's module with `sudo modprobe kvm_intel` or `sudo modprobe kvm_amd`; if that fails, turn on \
+         virtualization (VT-x, SVM) in the firmware's setup, or use the lab: `cargo vmexit lab`"
+    } else {
+        "only Linux on an x86-64 CPU has the KVM that this workbook speaks to; the lab brings one along: \
+         `cargo vmexit lab`"
+    }
+}
+
+impl Kvm {
+    /// Opens the machine that is to run this chapter, and says on stderr which
+    /// one that is and why: the backend that was asked for, else the host's
+    /// device, if a probe guest shows that it runs the chapter's mode.
+    ///
+    /// # Errors
+    /// Every way in which there is no machine, each as a sentence.
+    pub fn open(run: &Run) -> Result<Self, OpenError> {
+        let chapter = run.chapter();
+        if run.options().backend == Some(Backend::Soft) {
+            return Err(OpenError::NoSoftwareMachine { chapter: chapter.name });
+        }
+        let device = Device::chosen();
+        let backend = KvmBackend::Host(open_host(&device)?);
+        let mut kvm = Self { backend, run: None };
+        check(&kvm, &device)?;
+        let probed = probe::run(&kvm, chapter.needs).map_err(|failure| failure.report(&device, chapter))?;
+        run.set_out_after(probed.out_after);
+        eprintln!(
+            "{}kvm, the device {device}: a probe guest ran {} on it",
+            crate::transcript::BACKEND_NOTE,
+            chapter.needs
+        );
+        kvm.run = Some(run.clone());
+        Ok(kvm)
+    }
+}
+
+#[cfg(host_kvm)]
+fn open_host(device: &Device) -> Result<host::Kvm, OpenError> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(device.0.as_os_str().as_bytes());
+    let path = path.map_err(|_| OpenError::NoDevice { device: device.clone() })?;
+    host::Kvm::new_with_path(&path).map_err(|error| refused(device.clone(), error))
+}
+
+#[cfg(not(host_kvm))]
+fn open_host(device: &Device) -> Result<host::Kvm, OpenError> {
+    host::Kvm::new().map_err(|error| refused(device.clone(), error))
+}
+
+fn refused(device: Device, error: super::Error) -> OpenError {
+    const ENOENT: i32 = 2;
+    const ENXIO: i32 = 6;
+    const EACCES: i32 = 13;
+    const ENODEV: i32 = 19;
+    const EPERM: i32 = 1;
+    match error.errno() {
+        ENOENT | ENXIO | ENODEV => OpenError::NoDevice { device },
+        EACCES | EPERM => OpenError::NoPermission { device },
+        _ => OpenError::Open { device, reason: error.to_string() },
+    }
+}
+
+fn check(kvm: &Kvm, device: &Device) -> Result<(), OpenError> {
+    check_version(kvm.get_api_version(), device)?;
+    for (capability, name) in
+        [(Cap::UserMemory, "KVM_CAP_USER_MEMORY"), (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT")]
+    {
+        if !kvm.check_extension(capability) {
+            return Err(OpenError::Capability { device: device.clone(), capability: name });
+        }
+    }
+    Ok(())
+}
+
+fn check_version(version: i32, device: &Device) -> Result<(), OpenError> {
+    match version {
+        API_VERSION => Ok(()),
+        ..0 => Err(OpenError::NotKvm { device: device.clone() }),
+        _ => Err(OpenError::ApiVersion { device: device.clone(), version }),
+    }
+}
+
+impl probe::Failure {
+    fn report(self, device: &Device, chapter: &'static crate::chapter::Chapter) -> OpenError {
+        let device = device.clone();
+        match self {
+            Self::Setup { what, error } => {
+                let error = anyhow::Error::from(error).context(what);
+                let reason = error.root_cause().to_string();
+                OpenError::Setup { device, what, reason, advice: crate::explain::way_out(&error) }
+            }
+            Self::Memory(error) => OpenError::Setup {
+                device,
+                what: "its memory",
+                reason: error.to_string(),
+                advice: String::new(),
+            },
+            Self::Ending(ending) => {
+                OpenError::CannotRun { device, mode: chapter.needs, ending, chapter: chapter.name }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device() -> Device {
+        Device("/dev/kvm".into())
+    }
+
+    #[test]
+    fn each_errno_of_open_has_its_own_way_out() {
+        let words = |errno| refused(device(), super::super::Error::new(errno)).to_string();
+        assert!(words(2).contains("modprobe"), "{}", words(2));
+        assert!(words(13).contains("usermod -aG kvm"), "{}", words(13));
+        assert!(words(24).contains("cannot be opened"), "{}", words(24));
+    }
+
+    #[test]
+    fn only_version_12_is_kvm() {
+        assert!(check_version(12, &device()).is_ok());
+        let words = |version| check_version(version, &device()).expect_err("no KVM").to_string();
+        assert!(words(-1).contains("no KVM device"));
+        assert!(words(10).contains("version 10"));
+    }
+
+    #[test]
+    fn a_busy_cpu_and_a_probe_that_died_are_told_apart() {
+        static CHAPTER: crate::chapter::Chapter =
+            crate::chapter::Chapter { name: "ch99", title: "", needs: Mode::Long64, breaks: &[] };
+        let busy = probe::Failure::Setup { what: "KVM_CREATE_VM", error: super::super::Error::new(16) };
+        let busy = busy.report(&device(), &CHAPTER).to_string();
+        assert!(busy.contains("another hypervisor"), "{busy}");
+        let died = probe::Failure::Ending("KVM_EXIT_SHUTDOWN".to_owned());
+        let died = died.report(&device(), &CHAPTER).to_string();
+        assert!(died.contains("long mode, 64-bit code") && died.contains("cargo vmexit lab ch99"), "{died}");
+    }
+}

@@ -1,0 +1,68 @@
+//! A VM put together as chapter 01 does it by hand: memory, one slot, one CPU.
+
+use anyhow::{Context, Result};
+
+use crate::guest::{Image, Memory};
+use crate::kvm::{
+    IDENTITY_MAP_ADDRESS, Kvm, MAX_CPUID_ENTRIES, TSS_ADDRESS, VcpuFd, VmFd, kvm_userspace_memory_region,
+};
+use crate::mode::rflags;
+
+/// A virtual machine with one CPU. Fields drop in this order: KVM lets go of
+/// the memory before it is unmapped.
+pub struct Machine {
+    pub vcpu: VcpuFd,
+    _vm: VmFd,
+    pub memory: Memory,
+}
+
+impl Machine {
+    /// A machine whose RAM, at guest-physical 0, is `memory`, and whose CPU has
+    /// just been reset: real mode, with CS moved to selector 0, and the features
+    /// of the host's CPU that KVM can give.
+    ///
+    /// # Errors
+    /// The ioctl that failed, with its errno.
+    pub fn new(kvm: &Kvm, memory: Memory) -> Result<Self> {
+        let vm = kvm.create_vm().context("KVM_CREATE_VM")?;
+        vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).context("KVM_SET_IDENTITY_MAP_ADDR")?;
+        vm.set_tss_address(TSS_ADDRESS).context("KVM_SET_TSS_ADDR")?;
+        let slot = kvm_userspace_memory_region {
+            slot: 0,
+            flags: 0,
+            guest_phys_addr: 0,
+            memory_size: memory.size() as u64,
+            userspace_addr: memory.host_address(),
+        };
+        // SAFETY: the region is exactly `memory`, which the machine owns and drops last.
+        unsafe { vm.set_user_memory_region(slot) }.context("KVM_SET_USER_MEMORY_REGION")?;
+        let vcpu = vm.create_vcpu(0).context("KVM_CREATE_VCPU")?;
+        let machine = Self { vcpu, _vm: vm, memory };
+
+        let cpuid = kvm.get_supported_cpuid(MAX_CPUID_ENTRIES).context("KVM_GET_SUPPORTED_CPUID")?;
+        machine.vcpu.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")?;
+        let mut sregs = machine.vcpu.get_sregs().context("KVM_GET_SREGS")?;
+        (sregs.cs.selector, sregs.cs.base) = (0, 0);
+        machine.vcpu.set_sregs(&sregs).context("KVM_SET_SREGS")?;
+        Ok(machine)
+    }
+
+    /// Loads an image and points RIP at its first instruction.
+    ///
+    /// # Errors
+    /// When the image does not fit into the memory, or an ioctl fails.
+    pub fn load(&self, image: &Image) -> Result<()> {
+        self.memory.load(image)?;
+        self.start_at(image.entry())
+    }
+
+    /// Points RIP at `rip`.
+    ///
+    /// # Errors
+    /// The ioctl that failed, with its errno.
+    pub fn start_at(&self, rip: u64) -> Result<()> {
+        let mut regs = self.vcpu.get_regs().context("KVM_GET_REGS")?;
+        (regs.rip, regs.rflags) = (rip, rflags::FIXED);
+        self.vcpu.set_regs(&regs).context("KVM_SET_REGS")
+    }
+}

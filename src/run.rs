@@ -1,0 +1,195 @@
+//! A run of a chapter: what was asked for, until when, what has happened, and
+//! where it is written. Chapter 02.
+
+pub(crate) mod interrupt;
+pub mod options;
+mod watch;
+
+pub(crate) use watch::Watch;
+
+use std::fmt::Display;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use crate::chapter::{Chapter, ListingShown};
+use crate::disasm;
+use crate::exit::{Exit, Unexpected};
+use crate::explain::{self, Finding};
+use crate::guest::Image;
+use crate::kvm::{VcpuExit, VcpuFd};
+use crate::mode;
+use crate::status::Status;
+use crate::trace::{Recorder, Recording};
+use options::Options;
+
+/// One run of a chapter. Clones share it.
+#[derive(Clone)]
+pub struct Run(Arc<Shared>);
+
+struct Shared {
+    chapter: &'static Chapter,
+    options: Options,
+    started: Instant,
+    vms: AtomicU32,
+    /// Whether this KVM shows RIP after a plain `out`; the probe has seen it.
+    out_after: AtomicBool,
+    recorder: Mutex<Recorder>,
+}
+
+/// What ended a run from outside the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Ctrl-C.
+    Interrupted,
+    /// The guest had its time.
+    Deadline,
+}
+
+impl Run {
+    /// # Errors
+    /// When a trace file cannot be made.
+    pub fn new(chapter: &'static Chapter, options: Options) -> Result<Self, TraceError> {
+        let recorder = Recorder::new(chapter, &options)?;
+        Ok(Self(Arc::new(Shared {
+            chapter,
+            options,
+            started: Instant::now(),
+            vms: AtomicU32::new(0),
+            out_after: AtomicBool::new(false),
+            recorder: Mutex::new(recorder),
+        })))
+    }
+
+    /// The chapter that runs.
+    #[must_use]
+    pub fn chapter(&self) -> &'static Chapter {
+        self.0.chapter
+    }
+
+    /// The flags that it was given.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.0.options
+    }
+
+    /// Whether the broken variant `name` is to be run.
+    #[must_use]
+    pub fn breaks(&self, name: &str) -> bool {
+        self.0.options.variant == Some(name)
+    }
+
+    /// Prints the guest's listing, and lets the trace name the guest's addresses.
+    ///
+    /// # Errors
+    /// [`ListingShown`], which ends the program well, when only the listing was asked for.
+    pub fn show(&self, image: &Image) -> Result<(), ListingShown> {
+        self.say(format_args!("{}", disasm::listing(image)));
+        self.recorder().set_image(image.clone());
+        if self.0.options.listing_only { Err(ListingShown) } else { Ok(()) }
+    }
+
+    /// Prints a line of the chapter's own on stdout, unless the JSON trace is there.
+    pub fn say(&self, line: impl Display) {
+        self.recorder().say(&line.to_string());
+    }
+
+    /// The last exit, with all that kvm_run said of it.
+    #[must_use]
+    pub fn last_exit(&self) -> Option<Exit> {
+        self.recorder().last_exit()
+    }
+
+    /// What each vCPU started from and was told, in the order of their first entries.
+    #[must_use]
+    pub fn recordings(&self) -> Vec<Recording> {
+        self.recorder().recordings().to_vec()
+    }
+
+    /// What has ended the run from outside, if anything has.
+    #[must_use]
+    pub fn stopped(&self) -> Option<Stop> {
+        if interrupt::came() {
+            return Some(Stop::Interrupted);
+        }
+        self.time_left().is_zero().then_some(Stop::Deadline)
+    }
+
+    /// How long the guest may still run.
+    pub(crate) fn time_left(&self) -> Duration {
+        self.0.options.deadline.saturating_sub(self.0.started.elapsed())
+    }
+
+    pub(crate) fn next_vm(&self) -> u32 {
+        self.0.vms.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_out_after(&self, after: bool) {
+        self.0.out_after.store(after, Ordering::Relaxed);
+    }
+
+    pub(crate) fn out_after(&self) -> bool {
+        self.0.out_after.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn recorder(&self) -> MutexGuard<'_, Recorder> {
+        self.0.recorder.lock().expect("nobody panics while recording")
+    }
+
+    /// Where the guest was when its time was up.
+    pub(crate) fn deadline_report(&self) -> String {
+        let seconds = self.0.options.deadline.as_secs_f64();
+        let place = self.recorder().stuck_at().map_or(String::new(), |at| format!("; it was at {at}"));
+        format!("the guest did not end within {seconds} s{place}; --deadline SECONDS gives it longer")
+    }
+
+    /// The VM-entry checks that the last state entered with breaks, when that is what ended the run.
+    pub(crate) fn entry_findings(&self, exit: &Exit) -> Vec<Finding> {
+        if !matches!(exit, Exit::FailEntry { .. }) {
+            return Vec::new();
+        }
+        let recorder = self.recorder();
+        let state = recorder.last_entry();
+        state.map(|(regs, sregs)| explain::entry_findings(regs, sregs)).unwrap_or_default()
+    }
+
+    /// Ends the traces.
+    pub(crate) fn finish(&self, status: Status) -> Result<(), TraceError> {
+        self.recorder().finish(status)
+    }
+}
+
+/// A trace, or the chapter's own words, could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {to}: {error}")]
+pub struct TraceError {
+    pub to: String,
+    pub error: std::io::Error,
+}
+
+/// Where a guest reports how far it has come: the port that PC firmware writes
+/// its power-on self-test codes to.
+pub const POST: u16 = 0x80;
+
+// ANCHOR: until_halt
+/// Runs the guest until it halts. At each progress code that it writes to
+/// [`POST`] the run shows the mode and the ring that `KVM_GET_SREGS` reports:
+/// what the CPU is in, not what the guest believes.
+///
+/// # Errors
+/// The errno of an ioctl; [`Unexpected`] for any other exit.
+pub fn until_halt(run: &Run, vcpu: &mut VcpuFd) -> anyhow::Result<()> {
+    loop {
+        match vcpu.run().context("KVM_RUN")? {
+            VcpuExit::IoOut(POST, &[code]) => {
+                let sregs = vcpu.get_sregs().context("KVM_GET_SREGS")?;
+                run.say(format_args!("      {code}: {}", mode::describe(&sregs)));
+            }
+            VcpuExit::Hlt => return Ok(()),
+            exit => return Err(Unexpected::from(exit).into()),
+        }
+    }
+}
+// ANCHOR_END: until_halt

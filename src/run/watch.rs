@@ -1,0 +1,218 @@
+//! What stands between a chapter's `vcpu.run()` and `KVM_RUN`: the deadline,
+//! Ctrl-C, single-stepping, and the trace.
+
+use std::mem::transmute;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use crate::exit::Exit;
+use crate::guest::Slots;
+use crate::kvm::{Result, VcpuBackend, VcpuExit, kvm_guest_debug};
+use crate::run::Run;
+use crate::run::interrupt::Kick;
+use crate::trace::{Place, State, VcpuId, View};
+
+/// Signal numbers and errnos are the kernel's on x86-64 Linux.
+const EINTR: i32 = 4;
+/// `KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP`: `include/uapi/linux/kvm.h`.
+const SINGLE_STEP: u32 = 1 | 2;
+
+/// Watches one vCPU. Fields drop in this order: the timer goes first.
+pub struct Watch {
+    kick: Option<Kick>,
+    run: Run,
+    vcpu: VcpuId,
+    slots: Arc<Mutex<Slots>>,
+    entered: bool,
+    /// The last exit waits for an answer, which lies in the kvm_run page from the
+    /// chapter's handler on: the place and its length.
+    answer: Option<(*const u8, usize)>,
+    /// The last exit was I/O, which KVM completes at the next `KVM_RUN`.
+    io_pending: bool,
+    stepping: bool,
+}
+
+// SAFETY: the pointers lead into the kvm_run page of the vCPU that owns this watch, and go to
+// another thread only together with it.
+unsafe impl Send for Watch {}
+
+impl Watch {
+    pub fn new(run: Run, vm: u32, vcpu: u64, slots: Arc<Mutex<Slots>>) -> Self {
+        let stepping = run.options().steps;
+        Self {
+            kick: None,
+            run,
+            vcpu: VcpuId { vm, vcpu },
+            slots,
+            entered: false,
+            answer: None,
+            io_pending: false,
+            stepping,
+        }
+    }
+
+    /// Enters the guest, and records the exit that it comes back with.
+    pub fn run(&mut self, vcpu: &mut VcpuBackend) -> Result<VcpuExit<'static>> {
+        self.take_answer();
+        self.enter(vcpu)?;
+        loop {
+            // With `immediate_exit` set, KVM_RUN completes the I/O of the last exit and goes no
+            // further: a step then starts from the state that the instruction left.
+            let completing = self.stepping && std::mem::take(&mut self.io_pending);
+            vcpu.set_kvm_immediate_exit(u8::from(completing));
+            if self.run.stopped().is_some() {
+                return Err(crate::kvm::Error::new(EINTR));
+            }
+            let before = if self.stepping && !completing { Some(self.prepare_step(vcpu)?) } else { None };
+            let entered = Instant::now();
+            let result = vcpu.run();
+            let left = Instant::now();
+            let exit = match result {
+                Ok(exit) => exit,
+                Err(error) if error.errno() == EINTR && self.run.stopped().is_none() => continue,
+                Err(error) => {
+                    self.note_place(vcpu);
+                    return Err(error);
+                }
+            };
+            // SAFETY: an exit borrows the vCPU for the sake of its slices. They lie in the kvm_run
+            // page, which stays mapped while the vCPU lives and which nobody writes before the
+            // next KVM_RUN; the facade gives the exit to the caller under the vCPU's lifetime again.
+            let exit: VcpuExit<'static> = unsafe { transmute::<VcpuExit<'_>, VcpuExit<'static>>(exit) };
+            if self.stepping && matches!(exit, VcpuExit::Debug(_)) {
+                if let Some(place) = before {
+                    self.record_step(vcpu, &place, (entered, left))?;
+                }
+                continue;
+            }
+            self.record(vcpu, &exit, before, (entered, left))?;
+            return Ok(exit);
+        }
+    }
+
+    /// Before the first entry: the state that the guest starts with, and its timer.
+    fn enter(&mut self, vcpu: &mut VcpuBackend) -> Result<()> {
+        if self.kick.is_none() {
+            self.kick = Kick::arm(vcpu.immediate_exit(), self.run.time_left());
+        }
+        if !self.entered {
+            self.entered = true;
+            let state = self.state(vcpu)?;
+            let slots = self.slots.lock().expect("nobody panics while holding the slots");
+            self.run.recorder().entry(self.vcpu, &state, &slots);
+        }
+        Ok(())
+    }
+
+    fn state(&self, vcpu: &VcpuBackend) -> Result<State> {
+        Ok(State { regs: vcpu.get_regs()?, sregs: vcpu.get_sregs()? })
+    }
+
+    /// Turns single-stepping on, but for `hlt`, which ends in its own exit: some
+    /// KVMs run on past a stepped `hlt`.
+    fn prepare_step(&self, vcpu: &VcpuBackend) -> Result<Place> {
+        let state = self.state(vcpu)?;
+        let place = self.seeing(vcpu, |view| Place::at(&state, state.regs.rip, view));
+        let control = if place.is_hlt() { 0 } else { SINGLE_STEP };
+        vcpu.set_guest_debug(&kvm_guest_debug { control, ..kvm_guest_debug::default() })?;
+        Ok(place)
+    }
+
+    /// Records the instruction at `place`, and the one after it where the CPU
+    /// held the trap back until then.
+    fn record_step(&self, vcpu: &VcpuBackend, place: &Place, span: (Instant, Instant)) -> Result<()> {
+        let after = self.state(vcpu)?;
+        let next = self.seeing(vcpu, |view| Place::at(&after, place.end(), view));
+        let mut recorder = self.run.recorder();
+        if !place.shadows_the_next() || after.regs.rip == place.end() {
+            recorder.step(self.vcpu, place, Some(&after), span);
+            return Ok(());
+        }
+        recorder.step(self.vcpu, place, None, span);
+        recorder.step(self.vcpu, &next, Some(&after), (span.1, span.1));
+        Ok(())
+    }
+
+    /// Records an exit; `stepped` is the instruction that was entered with, when single-stepping.
+    fn record(
+        &mut self,
+        vcpu: &mut VcpuBackend,
+        exit: &VcpuExit<'_>,
+        stepped: Option<Place>,
+        span: (Instant, Instant),
+    ) -> Result<()> {
+        let owned = Exit::of(exit, &vcpu.details());
+        self.answer = match exit {
+            VcpuExit::IoIn(_, data) | VcpuExit::MmioRead(_, data) => Some((data.as_ptr(), data.len())),
+            _ => None,
+        };
+        self.io_pending = matches!(
+            exit,
+            VcpuExit::IoIn(..) | VcpuExit::IoOut(..) | VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)
+        );
+        // After SHUTDOWN some KVMs have reset the vCPU: what it shows is not the guest's state.
+        let state = if owned == Exit::Shutdown { None } else { Some(self.state(vcpu)?) };
+        let place = stepped.or_else(|| {
+            let (state, out_after) = (state.as_ref()?, self.run.out_after());
+            Some(self.seeing(vcpu, |view| Place::of_exit(&owned, state, out_after, view)))
+        });
+        self.run.recorder().exit(self.vcpu, owned, place, state, span);
+        Ok(())
+    }
+
+    /// Notes where the guest is, for the report of a run that was ended from outside.
+    fn note_place(&self, vcpu: &VcpuBackend) {
+        if let Ok(state) = self.state(vcpu) {
+            let place = self.seeing(vcpu, |view| Place::at(&state, state.regs.rip, view));
+            self.run.recorder().stuck(place);
+        }
+    }
+
+    /// What the chapter's handler answered to the last `in` or MMIO read.
+    fn take_answer(&mut self) {
+        if let Some((start, length)) = self.answer.take() {
+            let mut bytes = vec![0; length];
+            // SAFETY: the range lies in the kvm_run page of the vCPU, which is mapped for as long
+            // as this watch lives; the handler that wrote it has returned.
+            unsafe { std::ptr::copy_nonoverlapping(start, bytes.as_mut_ptr(), length) };
+            self.run.recorder().answer(bytes);
+        }
+    }
+
+    /// Calls `find` with a view of the guest's code.
+    fn seeing<T>(&self, vcpu: &VcpuBackend, find: impl FnOnce(&View<'_>) -> T) -> T {
+        let starts = self.run.recorder().instruction_starts();
+        find(&View {
+            read: &|address, length| self.read(vcpu, address, length),
+            starts: &|address| starts.contains(&address),
+        })
+    }
+
+    /// Up to `length` bytes at a linear address, fewer where no memory is.
+    fn read(&self, vcpu: &VcpuBackend, linear: u64, length: usize) -> Vec<u8> {
+        let slots = self.slots.lock().expect("nobody panics while holding the slots");
+        let mut bytes = Vec::new();
+        while bytes.len() < length {
+            let address = linear.wrapping_add(bytes.len() as u64);
+            let to_page_end = 4096 - (address & 0xfff) as usize;
+            let Ok(translation) = vcpu.translate_gva(address) else { break };
+            if translation.valid == 0 {
+                break;
+            }
+            let wanted = to_page_end.min(length - bytes.len());
+            let found = slots.read(translation.physical_address, wanted);
+            let whole = found.len() == wanted;
+            bytes.extend(found);
+            if !whole {
+                break;
+            }
+        }
+        bytes
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.take_answer();
+    }
+}

@@ -1,0 +1,110 @@
+//! Segment descriptors, and the hidden part of a segment register that the CPU
+//! loads from one. Chapter 05.
+
+use crate::kvm::kvm_segment;
+
+/// A segment descriptor's bits. Intel SDM Vol. 3A, "Segment Descriptors", and
+/// "Code- and Data-Segment Descriptor Types".
+#[rustfmt::skip] // laid out like the SDM's figure
+mod bits {
+    pub const ACCESSED: u64 = 1 << 40; //      the CPU sets it on a load
+    pub const WRITABLE: u64 = 1 << 41; // W/R  data: writable; code: readable
+    pub const CODE: u64     = 1 << 43; //      0 = data
+    pub const S: u64        = 1 << 44; // S    0 = system segment (TSS, LDT, gate)
+    pub const PRESENT: u64  = 1 << 47; // P
+    pub const LONG: u64     = 1 << 53; // L    64-bit code
+    pub const SIZE_32: u64  = 1 << 54; // D/B  must be 0 when L = 1
+    pub const PAGES: u64    = 1 << 55; // G    the limit counts 4 KiB units
+}
+
+/// Base 0 and limit 0xfffff, the two fields that the descriptor scatters.
+const FLAT: u64 = 0x000f_0000_0000_ffff;
+const PRESENT_SEGMENT: u64 = FLAT | bits::PRESENT | bits::S | bits::ACCESSED | bits::WRITABLE;
+
+/// An entry of the GDT.
+///
+/// ```text
+/// 63      56 55 54 53 52 51  48 47 46 45 44 43  40 39     32
+/// | base   | G| D| L| - | limit | P| DPL | S| type | base   |
+/// | 31:24  |  |  |  |   | 19:16 |  |     |  |      | 23:16  |
+/// 31                         16 15                         0
+/// | base 15:0                  | limit 15:0                 |
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptor(pub u64);
+
+impl Descriptor {
+    /// The null descriptor, entry 0 of every GDT.
+    pub const NULL: Self = Self(0);
+    /// 4 GiB of 32-bit code at base 0, ring 0.
+    pub const CODE_32: Self = Self(PRESENT_SEGMENT | bits::CODE | bits::SIZE_32 | bits::PAGES);
+    /// 4 GiB of writable data at base 0, ring 0.
+    pub const DATA: Self = Self(PRESENT_SEGMENT | bits::SIZE_32 | bits::PAGES);
+    /// 64-bit code, ring 0; base and limit are ignored.
+    pub const CODE_64: Self = Self(PRESENT_SEGMENT | bits::CODE | bits::LONG | bits::PAGES);
+
+    /// The segment register after `selector` was loaded and the CPU found this
+    /// descriptor there: what `mov ds, ax` fills in, and what `KVM_SET_SREGS`
+    /// wants filled in by hand. Limits come out in bytes, as in the VMCS.
+    #[must_use]
+    pub fn load(self, selector: u16) -> kvm_segment {
+        let bit = |number: u32| (self.0 >> number & 1) as u8;
+        let raw_limit = (self.0 & 0xffff | self.0 >> 32 & 0xf_0000) as u32;
+        kvm_segment {
+            base: self.0 >> 16 & 0xff_ffff | self.0 >> 32 & 0xff00_0000,
+            limit: if bit(55) == 1 { raw_limit << 12 | 0xfff } else { raw_limit },
+            selector,
+            type_: (self.0 >> 40 & 0xf) as u8,
+            present: bit(47),
+            dpl: (self.0 >> 45 & 3) as u8,
+            db: bit(54),
+            s: bit(44),
+            l: bit(53),
+            g: bit(55),
+            avl: bit(52),
+            unusable: 0,
+            padding: 0,
+        }
+    }
+}
+
+/// The type of a busy 32-bit or 64-bit TSS. Intel SDM Vol. 3A, "System Descriptor Types".
+pub const BUSY_TSS: u8 = 11;
+
+/// A task register that VM entry accepts and the guest never uses: no selector,
+/// a present, busy TSS of the smallest legal limit at base 0. VMX refuses an
+/// entry without one: SDM Vol. 3C, "Checks on Guest Segment Registers".
+#[must_use]
+pub fn idle_task() -> kvm_segment {
+    kvm_segment { limit: 0x67, type_: BUSY_TSS, present: 1, ..kvm_segment::default() }
+}
+
+/// A segment register that holds nothing: what loading selector 0 leaves behind.
+/// SDM Vol. 3C, "Guest Register State", the "unusable" bit.
+#[must_use]
+pub fn unusable() -> kvm_segment {
+    kvm_segment { unusable: 1, ..kvm_segment::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `arch/x86/kernel/cpu/common.c`, the GDT of a Linux kernel, with the accessed bit.
+    #[test]
+    fn the_descriptors_are_those_that_linux_uses() {
+        assert_eq!(Descriptor::CODE_32.0, 0x00cf_9b00_0000_ffff);
+        assert_eq!(Descriptor::DATA.0, 0x00cf_9300_0000_ffff);
+        assert_eq!(Descriptor::CODE_64.0, 0x00af_9b00_0000_ffff);
+    }
+
+    #[test]
+    fn loading_a_descriptor_gathers_its_scattered_fields() {
+        let segment = Descriptor(0x12cf_fb34_5678_9abc).load(0x1b);
+        assert_eq!(segment.base, 0x1234_5678);
+        assert_eq!(segment.limit, 0xf_9abc << 12 | 0xfff);
+        assert_eq!((segment.selector, segment.type_, segment.dpl), (0x1b, 11, 3));
+        assert_eq!((segment.present, segment.s, segment.db, segment.l, segment.g), (1, 1, 1, 0, 1));
+        assert_eq!(Descriptor(0x0000_9200_0000_0fff).load(8).limit, 0xfff);
+    }
+}

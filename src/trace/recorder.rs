@@ -1,0 +1,407 @@
+//! Numbers what happens and writes it in every form that was asked for.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::chapter::Chapter;
+use crate::disasm;
+use crate::exit::Exit;
+use crate::guest::{Image, Slots};
+use crate::kvm::{kvm_regs, kvm_sregs};
+use crate::run::TraceError;
+use crate::run::options::{Options, TraceTo};
+use crate::status::Status;
+use crate::trace::perfetto::Timeline;
+use crate::trace::record::{
+    Bytes, Direction, EndRecord, EntryRecord, ExitRecord, Hex, ImageRecord, NameRecord, PageRecord,
+    PlaceRecord, ReasonRecord, Record, RunRecord, SlotRecord, StepRecord, SymbolRecord, VERSION,
+};
+use crate::trace::text::Style;
+use crate::trace::{Place, State, VcpuId, text};
+
+/// The initial memory of a guest with more RAM than this is kept only for a
+/// JSON trace, in bytes.
+const KEPT_MEMORY: u64 = 16 << 20;
+
+/// All that a vCPU started from and was told: enough to run the same guest again.
+#[derive(Clone, Debug)]
+pub struct Recording {
+    pub vm: u32,
+    pub vcpu: u64,
+    pub regs: kvm_regs,
+    pub sregs: kvm_sregs,
+    /// Each memory slot's guest-physical address and size in bytes.
+    pub slots: Vec<(u64, u64)>,
+    /// Every page that was not all zero, with its address; empty for a large guest.
+    pub pages: Vec<(u64, Vec<u8>)>,
+    /// What the host answered to each `in` and MMIO read, in order.
+    pub answers: Vec<Vec<u8>>,
+}
+
+pub struct Recorder {
+    /// Whether the chapter's words and the text trace go to stdout.
+    text: bool,
+    style: Style,
+    json: Option<(String, Box<dyn Write + Send>)>,
+    timeline: Option<(String, Timeline)>,
+    image: Option<Image>,
+    /// Where the listing has instructions.
+    starts: Arc<BTreeSet<u64>>,
+    exits: u64,
+    steps: u64,
+    /// An exit whose answer is not known yet.
+    waiting: Option<Happened>,
+    last_exit: Option<Exit>,
+    /// The mode and ring of the last step.
+    last_mode: Option<(crate::mode::Mode, u8)>,
+    stuck: Option<Place>,
+    recordings: Vec<Recording>,
+    /// The first failure to write; what comes after it is not written.
+    error: Option<TraceError>,
+}
+
+/// An exit with everything around it.
+struct Happened {
+    id: VcpuId,
+    exit: Exit,
+    place: Option<Place>,
+    state: Option<State>,
+}
+
+impl Recorder {
+    pub fn new(chapter: &Chapter, options: &Options) -> Result<Self, TraceError> {
+        let mut recorder = Self {
+            text: options.text_on_stdout(),
+            style: Style::for_stdout(),
+            json: None,
+            timeline: None,
+            image: None,
+            starts: Arc::default(),
+            exits: 0,
+            steps: 0,
+            waiting: None,
+            last_exit: None,
+            last_mode: None,
+            stuck: None,
+            recordings: Vec::new(),
+            error: None,
+        };
+        for trace in &options.traces {
+            match trace {
+                TraceTo::Text => {}
+                TraceTo::Json(None) => {
+                    recorder.json = Some(("stdout".to_owned(), Box::new(io::stdout())));
+                }
+                TraceTo::Json(Some(path)) => {
+                    let file: Box<dyn Write + Send> = Box::new(create(path)?);
+                    recorder.json = Some((path.display().to_string(), file));
+                }
+                TraceTo::Perfetto(path) => {
+                    let timeline = Timeline::new(create(path)?, chapter.name);
+                    recorder.timeline = Some((path.display().to_string(), timeline));
+                }
+            }
+        }
+        recorder.json(&Record::Run(RunRecord {
+            version: VERSION,
+            chapter: chapter.name.to_owned(),
+            variant: options.variant.map(str::to_owned),
+        }));
+        Ok(recorder)
+    }
+
+    pub fn set_image(&mut self, image: Image) {
+        let symbol = |symbol: &crate::guest::Symbol| SymbolRecord {
+            name: symbol.name.clone(),
+            address: Hex(symbol.address),
+        };
+        let symbols = image.symbols().iter().map(symbol).collect();
+        self.json(&Record::Image(ImageRecord { entry: Hex(image.entry()), symbols }));
+        self.starts = Arc::new(disasm::instruction_starts(&image));
+        self.image = Some(image);
+    }
+
+    pub fn instruction_starts(&self) -> Arc<BTreeSet<u64>> {
+        Arc::clone(&self.starts)
+    }
+
+    /// Prints a line on stdout, where the text is wanted.
+    pub fn say(&mut self, line: &str) {
+        if self.text && self.error.is_none() {
+            let written = writeln!(io::stdout().lock(), "{line}");
+            self.check("stdout", written);
+        }
+    }
+
+    /// A vCPU is about to be entered for the first time.
+    pub fn entry(&mut self, id: VcpuId, state: &State, slots: &Slots) {
+        let ranges = slots.ranges();
+        let size: u64 = ranges.iter().map(|(_, size)| size).sum();
+        let keep = self.json.is_some() || size <= KEPT_MEMORY;
+        let recording = Recording {
+            vm: id.vm,
+            vcpu: id.vcpu,
+            regs: state.regs,
+            sregs: state.sregs,
+            slots: ranges,
+            pages: if keep { slots.pages() } else { Vec::new() },
+            answers: Vec::new(),
+        };
+        self.json(&Record::Entry(EntryRecord {
+            vm: id.vm,
+            vcpu: id.vcpu,
+            registers: (&state.regs).into(),
+            system: (&state.sregs).into(),
+            slots: recording
+                .slots
+                .iter()
+                .map(|(address, size)| SlotRecord { address: Hex(*address), size: Hex(*size) })
+                .collect(),
+            pages: recording
+                .pages
+                .iter()
+                .map(|(address, bytes)| PageRecord { address: Hex(*address), bytes: Bytes(bytes.clone()) })
+                .collect(),
+        }));
+        self.recordings.push(recording);
+    }
+
+    /// KVM_RUN came back. `span` is when it was called and when it returned.
+    pub fn exit(
+        &mut self,
+        id: VcpuId,
+        exit: Exit,
+        place: Option<Place>,
+        state: Option<State>,
+        span: (Instant, Instant),
+    ) {
+        let code = place.as_ref().map_or(String::new(), |place| self.code(place));
+        self.on_timeline(exit.name(), &exit.to_string(), &code, span);
+        let answered = matches!(exit, Exit::IoIn { .. } | Exit::MmioRead { .. });
+        self.last_exit = Some(exit.clone());
+        let happened = Happened { id, exit, place, state };
+        if answered {
+            self.waiting = Some(happened);
+        } else {
+            self.write_exit(happened);
+        }
+    }
+
+    /// What the host answered to the `in` or MMIO read that exited last.
+    pub fn answer(&mut self, bytes: Vec<u8>) {
+        let Some(mut happened) = self.waiting.take() else { return };
+        if let Exit::IoIn { data, .. } | Exit::MmioRead { data, .. } = &mut happened.exit {
+            data.clone_from(&bytes);
+        }
+        let of_this =
+            |recording: &&mut Recording| recording.vm == happened.id.vm && recording.vcpu == happened.id.vcpu;
+        if let Some(recording) = self.recordings.iter_mut().find(of_this) {
+            recording.answers.push(bytes);
+        }
+        self.last_exit = Some(happened.exit.clone());
+        self.write_exit(happened);
+    }
+
+    fn write_exit(&mut self, happened: Happened) {
+        self.exits += 1;
+        let Happened { id, exit, place, state } = happened;
+        let code = place.as_ref().map(|place| (place.to_string(), self.code(place)));
+        self.head();
+        self.say(&text::exit(self.style, self.exits, &exit, code.as_ref()));
+        if self.json.is_some() {
+            let record = self.exit_record(id, &exit, place.as_ref(), state.as_ref());
+            self.json(&Record::Exit(record));
+        }
+    }
+
+    /// The heading, above the first line of the trace.
+    fn head(&mut self) {
+        if self.exits + self.steps == 1 {
+            self.say(&text::heading(self.style));
+        }
+    }
+
+    fn exit_record(
+        &self,
+        id: VcpuId,
+        exit: &Exit,
+        place: Option<&Place>,
+        state: Option<&State>,
+    ) -> ExitRecord {
+        let (mut port, mut address, mut size) = (None, None, None);
+        let (direction, data) = match exit {
+            Exit::IoOut { data, .. } | Exit::MmioWrite { data, .. } => (Some(Direction::Write), Some(data)),
+            Exit::IoIn { data, .. } | Exit::MmioRead { data, .. } => (Some(Direction::Read), Some(data)),
+            _ => (None, None),
+        };
+        match exit {
+            Exit::IoOut { port: to, size: bytes, .. } | Exit::IoIn { port: to, size: bytes, .. } => {
+                (port, size) = (Some(*to), Some(*bytes));
+            }
+            Exit::MmioWrite { address: to, data } | Exit::MmioRead { address: to, data } => {
+                (address, size) = (Some(Hex(*to)), Some(data.len() as u8));
+            }
+            _ => {}
+        }
+        let state = state.map(|state| {
+            let mut regs = state.regs;
+            regs.rip = place.map_or(regs.rip, |place| place.rip);
+            (regs, state.sregs)
+        });
+        ExitRecord {
+            vm: id.vm,
+            vcpu: id.vcpu,
+            exit: self.exits,
+            reason: reason(exit),
+            text: exit.to_string(),
+            port,
+            address,
+            direction,
+            size,
+            data: data.map(|data| Bytes(data.clone())),
+            at: place.map(|place| self.place_record(place)),
+            registers: state.as_ref().map(|(regs, _)| regs.into()),
+            system: state.as_ref().map(|(_, sregs)| sregs.into()),
+        }
+    }
+
+    /// The guest executed the instruction at `place`, which left it in `after`;
+    /// `None` where it ran on before it stopped.
+    pub fn step(&mut self, id: VcpuId, place: &Place, after: Option<&State>, span: (Instant, Instant)) {
+        self.steps += 1;
+        let code = self.code(place);
+        self.on_timeline(&code, "", "", span);
+        self.head();
+        if self.last_mode.replace((place.mode, place.ring)) != Some((place.mode, place.ring)) {
+            self.say(&text::mode(self.style, place.mode, place.ring));
+        }
+        self.say(&text::step(self.style, &place.to_string(), &code));
+        if self.json.is_some() {
+            let record = StepRecord {
+                vm: id.vm,
+                vcpu: id.vcpu,
+                step: self.steps,
+                at: self.place_record(place),
+                registers: after.map(|state| (&state.regs).into()),
+                system: after.map(|state| (&state.sregs).into()),
+            };
+            self.json(&Record::Step(record));
+        }
+    }
+
+    /// Where the guest was when something outside ended the run.
+    pub fn stuck(&mut self, place: Place) {
+        self.stuck = Some(place);
+    }
+
+    pub fn stuck_at(&self) -> Option<String> {
+        let place = self.stuck.as_ref()?;
+        Some(format!("{place}  {}", self.code(place)))
+    }
+
+    pub fn last_exit(&self) -> Option<Exit> {
+        self.last_exit.clone()
+    }
+
+    /// The registers that the vCPU entered last started with.
+    pub fn last_entry(&self) -> Option<(&kvm_regs, &kvm_sregs)> {
+        self.recordings.last().map(|recording| (&recording.regs, &recording.sregs))
+    }
+
+    pub fn recordings(&self) -> &[Recording] {
+        &self.recordings
+    }
+
+    /// Writes the last records; the first error of the whole trace comes back.
+    pub fn finish(&mut self, status: Status) -> Result<(), TraceError> {
+        let end = EndRecord { code: status as u8, exits: self.exits, steps: self.steps };
+        self.json(&Record::End(end));
+        if let Some((to, mut json)) = self.json.take() {
+            let flushed = json.flush();
+            self.check(&to, flushed);
+        }
+        if let Some((to, timeline)) = self.timeline.take() {
+            let finished = timeline.finish();
+            self.check(&to, finished);
+        }
+        self.error.take().map_or(Ok(()), Err)
+    }
+
+    /// The instruction at a place, and the name that is nearest: `out dx, al  <loop+0x4>`.
+    fn code(&self, place: &Place) -> String {
+        let text = match &place.instruction {
+            Some(instruction) => disasm::text(instruction, self.image.as_ref()),
+            None => "(no instruction can be read here)".to_owned(),
+        };
+        match self.symbol(place) {
+            Some(name) => format!("{text:<20}  <{name}>"),
+            None => text,
+        }
+    }
+
+    fn symbol(&self, place: &Place) -> Option<String> {
+        let (name, offset) = self.image.as_ref()?.nearest(place.linear)?;
+        Some(if offset == 0 { name.to_owned() } else { format!("{name}+{offset:#x}") })
+    }
+
+    fn place_record(&self, place: &Place) -> PlaceRecord {
+        let text = |instruction| disasm::text(instruction, self.image.as_ref());
+        PlaceRecord {
+            mode: place.mode.to_string(),
+            ring: place.ring,
+            cs: place.cs,
+            rip: Hex(place.rip),
+            linear: Hex(place.linear),
+            bytes: Bytes(place.bytes.clone()),
+            text: place.instruction.as_ref().map(text),
+            symbol: self.symbol(place),
+        }
+    }
+
+    fn json(&mut self, record: &Record) {
+        if self.error.is_some() {
+            return;
+        }
+        if let Some((to, json)) = &mut self.json {
+            let to = to.clone();
+            let written = serde_json::to_writer(&mut *json, record).map_err(io::Error::from);
+            let written = written.and_then(|()| json.write_all(b"\n"));
+            self.check(&to, written);
+        }
+    }
+
+    fn on_timeline(&mut self, name: &str, carried: &str, code: &str, span: (Instant, Instant)) {
+        if let Some((to, timeline)) = &mut self.timeline {
+            let to = to.clone();
+            let written = timeline.guest_ran(name, carried, code, span);
+            self.check(&to, written);
+        }
+    }
+
+    fn check(&mut self, to: &str, written: io::Result<()>) {
+        if let (Err(error), None) = (written, &self.error) {
+            self.error = Some(TraceError { to: to.to_owned(), error });
+        }
+    }
+}
+
+fn reason(exit: &Exit) -> ReasonRecord {
+    let record = |(name, number): (&str, u32)| NameRecord { name: name.to_owned(), number };
+    match exit.names() {
+        Some(names) => ReasonRecord {
+            kvm: record(names.kvm),
+            intel: names.intel.map(record),
+            amd: names.amd.map(record),
+        },
+        None => ReasonRecord { kvm: record((exit.name(), u32::MAX)), intel: None, amd: None },
+    }
+}
+
+fn create(path: &Path) -> Result<BufWriter<File>, TraceError> {
+    let file = File::create(path);
+    file.map(BufWriter::new).map_err(|error| TraceError { to: path.display().to_string(), error })
+}

@@ -1,0 +1,146 @@
+//! Runs every chapter and every broken variant as a reader would, and compares
+//! what the terminal shows with `tests/snapshots/`.
+//!
+//! What the host's KVM cannot run is listed at the end, with the reason.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use vmexit::transcript::{self, BACKEND_NOTE};
+
+/// A chapter's binary, and the flags of each run that has a snapshot.
+struct Case {
+    name: &'static str,
+    binary: &'static str,
+    flags: &'static [&'static str],
+}
+
+const fn case(name: &'static str, binary: &'static str, flags: &'static [&'static str]) -> Case {
+    Case { name, binary, flags }
+}
+
+const CH01: &str = env!("CARGO_BIN_EXE_ch01");
+const CH05: &str = env!("CARGO_BIN_EXE_ch05");
+const CH08: &str = env!("CARGO_BIN_EXE_ch08");
+
+#[rustfmt::skip] // a case a line
+const CASES: &[Case] = &[
+    case("ch01", CH01, &[]),
+    case("ch01--steps", CH01, &["--steps"]),
+    case("ch01--break-no-hlt", CH01, &["--break", "no-hlt"]),
+    case("ch01--break-reset-cs", CH01, &["--break", "reset-cs"]),
+    case("ch01--break-spin", CH01, &["--break", "spin", "--deadline", "1"]),
+    case("ch05", CH05, &[]),
+    case("ch05--break-gdt-limit", CH05, &["--break", "gdt-limit"]),
+    case("ch05--break-not-present", CH05, &["--break", "not-present"]),
+    case("ch05--break-read-only-stack", CH05, &["--break", "read-only-stack"]),
+    case("ch08", CH08, &[]),
+    case("ch08--break-no-pae", CH08, &["--break", "no-pae"]),
+    case("ch08--break-no-page", CH08, &["--break", "no-page"]),
+    case("ch08--break-no-lma", CH08, &["--break", "no-lma"]),
+];
+
+/// Runs that need no machine at all.
+#[rustfmt::skip] // a case a line
+const WITHOUT_A_MACHINE: &[Case] = &[
+    case("ch01--help", CH01, &["--help"]),
+    case("ch01--break-list", CH01, &["--break", "list"]),
+    case("ch05--break-list", CH05, &["--break", "list"]),
+    case("ch08--break-list", CH08, &["--break", "list"]),
+    case("ch05--listing", CH05, &["--listing"]),
+    case("ch08--listing", CH08, &["--listing"]),
+];
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let not_run = Arc::new(Mutex::new(Vec::new()));
+    let mut trials = vec![Trial::test("every_variant_has_a_snapshot", every_variant_has_a_snapshot)];
+    for case in CASES {
+        let not_run = Arc::clone(&not_run);
+        trials.push(Trial::test(format!("{}::kvm", case.name), move || on_kvm(case, &not_run)));
+    }
+    for case in WITHOUT_A_MACHINE {
+        trials.push(Trial::test(case.name, || {
+            compare(case, &run(case, &[]));
+            Ok(())
+        }));
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let not_run = not_run.lock().expect("no trial panics while holding it");
+    if !not_run.is_empty() {
+        println!("not run here:");
+        for reason in not_run.iter() {
+            println!("  {reason}");
+        }
+        println!("`cargo vmexit lab --all --both` runs them on real KVM\n");
+    }
+    conclusion.exit();
+}
+
+fn run(case: &Case, more: &[&str]) -> Output {
+    let mut command = Command::new(case.binary);
+    command.args(case.flags).args(more).stdin(Stdio::null());
+    command.env_remove("VMEXIT_BACKEND").env_remove("VMEXIT_DEVICE");
+    command.output().expect("cargo has built the chapter")
+}
+
+/// On the host's device; a host without one, or with one that cannot run the
+/// chapter, is a reason and no failure.
+fn on_kvm(case: &Case, not_run: &Mutex<Vec<String>>) -> Result<(), Failed> {
+    let output = run(case, &["--backend", "kvm"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let opened = stderr.lines().any(|line| line.starts_with(BACKEND_NOTE));
+    if !opened {
+        // Every way in which a host has no KVM for this chapter ends before the backend is named.
+        if output.status.code() != Some(2) {
+            return Err(format!("no backend, and exit code {:?}: {stderr}", output.status.code()).into());
+        }
+        let reason = format!("{}: {}", case.name, stderr.lines().next().unwrap_or_default());
+        not_run.lock().expect("no trial panics while holding it").push(reason);
+        return Ok(());
+    }
+    compare(case, &output);
+    Ok(())
+}
+
+fn compare(case: &Case, output: &Output) {
+    let binary = Path::new(case.binary).file_stem().unwrap_or_default().to_string_lossy();
+    let mut command = if binary == "ch01" && case.flags.is_empty() {
+        "cargo run".to_owned()
+    } else {
+        format!("cargo run --bin {binary}")
+    };
+    if !case.flags.is_empty() {
+        command = format!("{command} -- {}", case.flags.join(" "));
+    }
+    let transcript = transcript::render(
+        &command,
+        &String::from_utf8_lossy(&output.stdout),
+        &String::from_utf8_lossy(&output.stderr),
+        output.status.code().unwrap_or(-1),
+    );
+    let mut settings = insta::Settings::clone_current();
+    settings.set_snapshot_path("snapshots");
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+    settings.bind(|| insta::assert_snapshot!(case.name, transcript));
+}
+
+/// `--break list` and the snapshots name the same variants.
+fn every_variant_has_a_snapshot() -> Result<(), Failed> {
+    for case in WITHOUT_A_MACHINE.iter().filter(|case| case.flags == ["--break", "list"]) {
+        let output = run(case, &[]);
+        let listed = String::from_utf8_lossy(&output.stdout).into_owned();
+        for variant in listed.lines().filter_map(|line| line.split_whitespace().next()) {
+            let wanted = ["--break", variant];
+            let has_one =
+                CASES.iter().any(|other| other.binary == case.binary && other.flags.starts_with(&wanted));
+            if !has_one {
+                return Err(format!("{} has no snapshot of --break {variant}", case.name).into());
+            }
+        }
+    }
+    Ok(())
+}
