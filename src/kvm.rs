@@ -24,8 +24,10 @@ use absent as host;
 use kvm_ioctls as host;
 
 #[cfg(not(host_kvm))]
+pub use absent::CpuId;
+#[cfg(not(host_kvm))]
 pub use absent::bindings::{
-    CpuId, kvm_dtable, kvm_guest_debug, kvm_regs, kvm_segment, kvm_sregs, kvm_translation,
+    kvm_dtable, kvm_guest_debug, kvm_regs, kvm_segment, kvm_sregs, kvm_translation,
     kvm_userspace_memory_region,
 };
 pub use host::{Cap, Error, VcpuExit};
@@ -382,7 +384,7 @@ impl Details {
     }
 
     #[cfg(not(host_kvm))]
-    fn of(run: &absent::bindings::kvm_run) -> Self {
+    fn of(run: &absent::kvm_run) -> Self {
         match *run {}
     }
 }

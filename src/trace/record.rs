@@ -250,7 +250,7 @@ impl TryFrom<String> for Bytes {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        if !text.is_ascii() || text.len() % 2 != 0 {
+        if !text.is_ascii() || !text.len().is_multiple_of(2) {
             return Err(format!("{text:?} is no string of hexadecimal pairs"));
         }
         let pair = |at: usize| u8::from_str_radix(&text[at..at + 2], 16);
