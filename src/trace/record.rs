@@ -30,6 +30,7 @@ pub enum Record {
     End(EndRecord),
 }
 
+/// What ran.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
     pub version: u32,
@@ -39,18 +40,21 @@ pub struct RunRecord {
     pub variant: Option<String>,
 }
 
+/// The guest's names, as its ELF file has them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ImageRecord {
     pub entry: Hex,
     pub symbols: Vec<SymbolRecord>,
 }
 
+/// A name, and the guest-physical address that it stands for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SymbolRecord {
     pub name: String,
     pub address: Hex,
 }
 
+/// The state of a vCPU and its VM before the first entry.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EntryRecord {
     pub vm: u32,
@@ -63,18 +67,21 @@ pub struct EntryRecord {
     pub pages: Vec<PageRecord>,
 }
 
+/// A memory slot: guest-physical address and size in bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SlotRecord {
     pub address: Hex,
     pub size: Hex,
 }
 
+/// 4096 bytes of guest memory at a guest-physical address.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PageRecord {
     pub address: Hex,
     pub bytes: Bytes,
 }
 
+/// One instruction that the guest executed without an exit to user space.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
     pub vm: u32,
@@ -88,6 +95,7 @@ pub struct StepRecord {
     pub system: Option<SystemRegisters>,
 }
 
+/// One return of KVM_RUN, with the instruction that caused it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExitRecord {
     pub vm: u32,
@@ -114,10 +122,13 @@ pub struct ExitRecord {
     pub system: Option<SystemRegisters>,
 }
 
+/// Which way the data went, as the guest sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
+    /// The guest reads, the host answers.
     Read,
+    /// The guest writes.
     Write,
 }
 
@@ -129,12 +140,14 @@ pub struct ReasonRecord {
     pub amd: Option<NameRecord>,
 }
 
+/// A name and its number.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NameRecord {
     pub name: String,
     pub number: u32,
 }
 
+/// A point of the guest's code.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlaceRecord {
     pub mode: String,
@@ -150,6 +163,7 @@ pub struct PlaceRecord {
     pub symbol: Option<String>,
 }
 
+/// How the run ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EndRecord {
     /// The program's exit code.
@@ -209,6 +223,7 @@ pub struct SegmentRecord {
     pub unusable: u8,
 }
 
+/// GDTR or IDTR.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TableRecord {
     pub base: Hex,
