@@ -324,11 +324,6 @@ impl Recorder {
         self.last_exit.clone()
     }
 
-    /// The registers that the vCPU entered last started with.
-    pub fn last_entry(&self) -> Option<(&kvm_regs, &kvm_sregs)> {
-        self.recordings.last().map(|recording| (&recording.regs, &recording.sregs))
-    }
-
     pub fn recordings(&self) -> &[Recording] {
         &self.recordings
     }
