@@ -121,6 +121,9 @@ fn report(run: &Run, error: &anyhow::Error) -> Status {
 }
 
 fn status_of(error: &anyhow::Error) -> Status {
+    if error.is::<GuestFailed>() {
+        return Status::GuestFailed;
+    }
     let root = error.root_cause();
     let bad_input = error.is::<OpenError>()
         || error.is::<ImageError>()
@@ -137,6 +140,11 @@ fn explain_variant(run: &Run) {
         eprintln!("  why: {}", variant.why);
     }
 }
+
+/// The guest ended, and not as it should: a sentence. Exit code 3.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct GuestFailed(pub String);
 
 /// Not an error: `--listing` was given, and the listing has been printed.
 #[derive(Debug, thiserror::Error)]
