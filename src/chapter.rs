@@ -7,8 +7,7 @@ use std::process::ExitCode;
 use crate::exit::Unexpected;
 use crate::explain;
 use crate::guest::{ImageError, MemoryError};
-use crate::kvm::{self, OpenError};
-use crate::mode::Mode;
+use crate::kvm::{self, OpenError, Probe};
 use crate::run::options::{self, Command, Options};
 use crate::run::{Run, Stop, interrupt};
 use crate::status::Status;
@@ -20,8 +19,8 @@ pub struct Chapter {
     pub name: &'static str,
     /// The page's title in the book.
     pub title: &'static str,
-    /// The highest mode that its guest reaches, which the machine must be able to run.
-    pub needs: Mode,
+    /// What a machine must be able to run for it.
+    pub needs: Probe,
     /// Its broken variants, for `--break`.
     pub breaks: &'static [Break],
 }

@@ -17,15 +17,15 @@ use anyhow::{Context, Result};
 use vmexit::chapter::{self, Break, Chapter, GuestFailed};
 use vmexit::exit::Unexpected;
 use vmexit::guest::{Image, Memory};
-use vmexit::kvm::{Kvm, VcpuExit, kvm_segment};
+use vmexit::kvm::{Kvm, Probe, VcpuExit, kvm_segment};
 use vmexit::machine::Machine;
-use vmexit::mode::{Mode, rflags};
+use vmexit::mode::rflags;
 use vmexit::run::Run;
 
 const CHAPTER: Chapter = Chapter {
     name: "ch04",
     title: "A real-mode machine",
-    needs: Mode::Real,
+    needs: Probe::Real,
     breaks: &[
         Break {
             name: "no-bios",
