@@ -36,7 +36,8 @@ pub use kvm_bindings::{
     CpuId, kvm_dtable, kvm_guest_debug, kvm_regs, kvm_segment, kvm_sregs, kvm_translation,
     kvm_userspace_memory_region,
 };
-pub use open::OpenError;
+pub use open::{Device, OpenError};
+pub use probe::{Failure as ProbeFailure, Probe, Probed};
 
 use std::sync::{Arc, Mutex};
 
@@ -96,6 +97,14 @@ impl Kvm {
     pub fn check_extension(&self, capability: Cap) -> bool {
         match &self.backend {
             KvmBackend::Host(kvm) => kvm.check_extension(capability),
+        }
+    }
+
+    /// A capability's value, for those that are numbers; 0 where it is missing.
+    #[must_use]
+    pub fn check_extension_int(&self, capability: Cap) -> i32 {
+        match &self.backend {
+            KvmBackend::Host(kvm) => kvm.check_extension_int(capability),
         }
     }
 
@@ -230,8 +239,12 @@ impl VcpuFd {
     /// The errno of `KVM_SET_REGS`.
     pub fn set_regs(&self, regs: &kvm_regs) -> Result<()> {
         match &self.backend {
-            VcpuBackend::Host(vcpu) => vcpu.set_regs(regs),
+            VcpuBackend::Host(vcpu) => vcpu.set_regs(regs)?,
         }
+        if let Some(watch) = &self.watch {
+            watch.note_set(Some(regs), None);
+        }
+        Ok(())
     }
 
     /// The segment, descriptor-table and control registers, and EFER.
@@ -249,8 +262,12 @@ impl VcpuFd {
     /// in long mode without EFER.LMA.
     pub fn set_sregs(&self, sregs: &kvm_sregs) -> Result<()> {
         match &self.backend {
-            VcpuBackend::Host(vcpu) => vcpu.set_sregs(sregs),
+            VcpuBackend::Host(vcpu) => vcpu.set_sregs(sregs)?,
         }
+        if let Some(watch) = &self.watch {
+            watch.note_set(None, Some(sregs));
+        }
+        Ok(())
     }
 
     /// Sets what the guest's `cpuid` answers, and so which features it may turn on.
@@ -282,14 +299,17 @@ impl VcpuFd {
     /// Whether the next [`run`](Self::run) returns at once with `EINTR`, after
     /// it has completed the I/O of the last exit. Any value but 0 means yes.
     pub fn set_kvm_immediate_exit(&mut self, value: u8) {
-        self.backend.set_kvm_immediate_exit(value);
+        match &mut self.watch {
+            None => self.backend.set_kvm_immediate_exit(value),
+            Some(watch) => watch.set_immediate_exit(value),
+        }
     }
 
     /// Enters the guest and returns at its next exit.
     ///
     /// # Errors
-    /// `EINTR` when a signal came (a watched vCPU: only when its deadline
-    /// passed or Ctrl-C was typed), otherwise the errno of `KVM_RUN`.
+    /// `EINTR` when `immediate_exit` is set or a signal came (a watched vCPU: only when its
+    /// deadline passed or Ctrl-C was typed), otherwise the errno of `KVM_RUN`.
     pub fn run(&mut self) -> Result<VcpuExit<'_>> {
         match &mut self.watch {
             None => match &mut self.backend {

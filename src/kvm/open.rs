@@ -3,8 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::{API_VERSION, Cap, Kvm, KvmBackend, host, probe};
-use crate::mode::Mode;
+use super::{API_VERSION, Cap, Kvm, KvmBackend, Probe, ProbeFailure, host};
 use crate::run::Run;
 use crate::run::options::Backend;
 
@@ -41,7 +40,7 @@ pub enum OpenError {
     #[error(
         "{device} cannot run this chapter's {mode}: its probe guest ended in {ending}. `cargo vmexit lab {chapter}` runs it on a KVM that can"
     )]
-    CannotRun { device: Device, mode: Mode, ending: String, chapter: &'static str },
+    CannotRun { device: Device, mode: Probe, ending: String, chapter: &'static str },
     /// The software machine was asked for by name.
     #[error(
         "the software machine is not part of VM Exit yet: leave out --backend soft, or use `cargo vmexit lab {chapter}`"
@@ -61,7 +60,8 @@ impl fmt::Display for Device {
 
 impl Device {
     /// `/dev/kvm`, or what `VMEXIT_DEVICE` names.
-    fn chosen() -> Self {
+    #[must_use]
+    pub fn chosen() -> Self {
         let named = std::env::var_os("VMEXIT_DEVICE").filter(|path| !path.is_empty());
         Self(named.map_or_else(|| "/dev/kvm".into(), PathBuf::from))
     }
@@ -78,6 +78,14 @@ fn missing_device() -> &'static str {
 }
 
 impl Kvm {
+    /// Opens a device and asks it nothing; vCPUs made from it are not watched.
+    ///
+    /// # Errors
+    /// The errno of `open`.
+    pub fn open_device(device: &Device) -> super::Result<Self> {
+        Ok(Self { backend: KvmBackend::Host(open_host(device)?), run: None })
+    }
+
     /// Opens the machine that is to run this chapter, and says on stderr which
     /// one that is and why: the backend that was asked for, else the host's
     /// device, if a probe guest shows that it runs the chapter's mode.
@@ -90,10 +98,9 @@ impl Kvm {
             return Err(OpenError::NoSoftwareMachine { chapter: chapter.name });
         }
         let device = Device::chosen();
-        let backend = KvmBackend::Host(open_host(&device)?);
-        let mut kvm = Self { backend, run: None };
+        let mut kvm = Self::open_device(&device).map_err(|error| refused(device.clone(), error))?;
         check(&kvm, &device)?;
-        let probed = probe::run(&kvm, chapter.needs).map_err(|failure| failure.report(&device, chapter))?;
+        let probed = chapter.needs.run(&kvm).map_err(|failure| failure.report(&device, chapter))?;
         run.set_out_after(probed.out_after);
         eprintln!(
             "{}kvm, the device {device}: a probe guest ran {} on it",
@@ -107,16 +114,17 @@ impl Kvm {
 }
 
 #[cfg(host_kvm)]
-fn open_host(device: &Device) -> Result<host::Kvm, OpenError> {
+fn open_host(device: &Device) -> super::Result<host::Kvm> {
     use std::os::unix::ffi::OsStrExt;
     let path = std::ffi::CString::new(device.0.as_os_str().as_bytes());
-    let path = path.map_err(|_| OpenError::NoDevice { device: device.clone() })?;
-    host::Kvm::new_with_path(&path).map_err(|error| refused(device.clone(), error))
+    // A path with a zero byte in it names no file.
+    let path = path.map_err(|_| super::Error::new(libc::ENOENT))?;
+    host::Kvm::new_with_path(&path)
 }
 
 #[cfg(not(host_kvm))]
-fn open_host(device: &Device) -> Result<host::Kvm, OpenError> {
-    host::Kvm::new().map_err(|error| refused(device.clone(), error))
+fn open_host(_: &Device) -> super::Result<host::Kvm> {
+    host::Kvm::new()
 }
 
 fn refused(device: Device, error: super::Error) -> OpenError {
@@ -152,7 +160,7 @@ fn check_version(version: i32, device: &Device) -> Result<(), OpenError> {
     }
 }
 
-impl probe::Failure {
+impl ProbeFailure {
     fn report(self, device: &Device, chapter: &'static crate::chapter::Chapter) -> OpenError {
         let device = device.clone();
         match self {
@@ -201,12 +209,12 @@ mod tests {
     #[test]
     fn a_busy_cpu_and_a_probe_that_died_are_told_apart() {
         static CHAPTER: crate::chapter::Chapter =
-            crate::chapter::Chapter { name: "ch99", title: "", needs: Mode::Long64, breaks: &[] };
-        let busy = probe::Failure::Setup { what: "KVM_CREATE_VM", error: super::super::Error::new(16) };
+            crate::chapter::Chapter { name: "ch99", title: "", needs: Probe::Long, breaks: &[] };
+        let busy = ProbeFailure::Setup { what: "KVM_CREATE_VM", error: super::super::Error::new(16) };
         let busy = busy.report(&device(), &CHAPTER).to_string();
         assert!(busy.contains("another hypervisor"), "{busy}");
-        let died = probe::Failure::Ending("KVM_EXIT_SHUTDOWN".to_owned());
+        let died = ProbeFailure::Ending("KVM_EXIT_SHUTDOWN".to_owned());
         let died = died.report(&device(), &CHAPTER).to_string();
-        assert!(died.contains("long mode, 64-bit code") && died.contains("cargo vmexit lab ch99"), "{died}");
+        assert!(died.contains("long mode") && died.contains("cargo vmexit lab ch99"), "{died}");
     }
 }

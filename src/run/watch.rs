@@ -1,13 +1,15 @@
 //! What stands between a chapter's `vcpu.run()` and `KVM_RUN`: the deadline,
 //! Ctrl-C, single-stepping, and the trace.
 
+use std::cell::Cell;
 use std::mem::transmute;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::exit::Exit;
+use crate::explain;
 use crate::guest::Slots;
-use crate::kvm::{Result, VcpuBackend, VcpuExit, kvm_guest_debug};
+use crate::kvm::{Result, VcpuBackend, VcpuExit, kvm_guest_debug, kvm_regs, kvm_sregs};
 use crate::run::Run;
 use crate::run::interrupt::Kick;
 use crate::trace::{Place, State, VcpuId, View};
@@ -24,12 +26,17 @@ pub struct Watch {
     vcpu: VcpuId,
     slots: Arc<Mutex<Slots>>,
     entered: bool,
+    /// The system registers as the chapter set them before the first entry: KVM may mend what it is
+    /// given, and the checks of VM entry are about what was given.
+    given: Cell<Option<kvm_sregs>>,
     /// The last exit waits for an answer, which lies in the kvm_run page from the
     /// chapter's handler on: the place and its length.
     answer: Option<(*const u8, usize)>,
     /// The last exit was I/O, which KVM completes at the next `KVM_RUN`.
     io_pending: bool,
     stepping: bool,
+    /// `immediate_exit` as the chapter has set it; kvm_run's own is the watch's to use.
+    immediate_exit: u8,
 }
 
 // SAFETY: the pointers lead into the kvm_run page of the vCPU that owns this watch, and go to
@@ -45,10 +52,26 @@ impl Watch {
             vcpu: VcpuId { vm, vcpu },
             slots,
             entered: false,
+            given: Cell::new(None),
             answer: None,
             io_pending: false,
             stepping,
+            immediate_exit: 0,
         }
+    }
+
+    /// The hypervisor has set registers. Before the first entry they are part of the state that
+    /// the guest starts with.
+    pub fn note_set(&self, regs: Option<&kvm_regs>, sregs: Option<&kvm_sregs>) {
+        if self.entered {
+            self.run.recorder().set(self.vcpu, regs, sregs);
+        } else if let Some(sregs) = sregs {
+            self.given.set(Some(*sregs));
+        }
+    }
+
+    pub fn set_immediate_exit(&mut self, value: u8) {
+        self.immediate_exit = value;
     }
 
     /// Enters the guest, and records the exit that it comes back with.
@@ -59,7 +82,7 @@ impl Watch {
             // With `immediate_exit` set, KVM_RUN completes the I/O of the last exit and goes no
             // further: a step then starts from the state that the instruction left.
             let completing = self.stepping && std::mem::take(&mut self.io_pending);
-            vcpu.set_kvm_immediate_exit(u8::from(completing));
+            vcpu.set_kvm_immediate_exit(if completing { 1 } else { self.immediate_exit });
             if self.run.stopped().is_some() {
                 return Err(crate::kvm::Error::new(EINTR));
             }
@@ -69,10 +92,16 @@ impl Watch {
             let left = Instant::now();
             let exit = match result {
                 Ok(exit) => exit,
-                Err(error) if error.errno() == EINTR && self.run.stopped().is_none() => continue,
+                Err(error) if error.errno() != EINTR => return Err(error),
                 Err(error) => {
-                    self.note_place(vcpu);
-                    return Err(error);
+                    if self.run.stopped().is_some() {
+                        self.note_place(vcpu);
+                        return Err(error);
+                    }
+                    if self.immediate_exit != 0 && !completing {
+                        return Err(error);
+                    }
+                    continue;
                 }
             };
             // SAFETY: an exit borrows the vCPU for the sake of its slices. They lie in the kvm_run
@@ -90,7 +119,8 @@ impl Watch {
         }
     }
 
-    /// Before the first entry: the state that the guest starts with, and its timer.
+    /// Before the first entry: the state that the guest starts with, what VM entry may refuse of it,
+    /// and its timer.
     fn enter(&mut self, vcpu: &mut VcpuBackend) -> Result<()> {
         if self.kick.is_none() {
             self.kick = Kick::arm(vcpu.immediate_exit(), self.run.time_left());
@@ -100,6 +130,10 @@ impl Watch {
             let state = self.state(vcpu)?;
             let slots = self.slots.lock().expect("nobody panics while holding the slots");
             self.run.recorder().entry(self.vcpu, &state, &slots);
+            let given = self.given.get().unwrap_or(state.sregs);
+            for finding in explain::entry_findings(&state.regs, &given) {
+                eprintln!("{}: entry check: {finding}", self.run.chapter().name);
+            }
         }
         Ok(())
     }
