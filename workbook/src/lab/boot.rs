@@ -99,6 +99,7 @@ fn prepare(plan: &Plan, temporary: &TempDir) -> Result<Files> {
     let modules = plan.lab.modules(plan.machine)?;
     let orders = Orders {
         modules: modules.iter().map(|module| initramfs::module_path(module)).collect(),
+        heartbeat: plan.machine == Machine::Intel,
         jobs: plan.jobs.clone(),
     };
     let archive = File::create(&files.initramfs).context("cannot write the initramfs")?;
