@@ -48,6 +48,10 @@ pub struct LabArguments {
     #[command(flatten)]
     machines: Choice,
 
+    /// Give the AMD machine's CPU nested paging; QEMU then checks less than silicon
+    #[arg(long)]
+    nested_paging: bool,
+
     /// Run every snapshot in tests/snapshots, in one boot a machine
     #[arg(long, conflicts_with = "command")]
     all: bool,
@@ -107,6 +111,8 @@ pub struct Session {
     pub root: PathBuf,
     /// The machines to run on, in order.
     pub machines: Vec<Machine>,
+    /// Whether the AMD machine's CPU has nested paging.
+    pub nested_paging: bool,
     /// Seconds that each program has.
     pub limit_seconds: u64,
     /// Whether the reader wants it to end.
@@ -125,6 +131,7 @@ pub fn run(arguments: LabArguments) -> Result<u8> {
     let session = Session {
         root: root::find()?,
         machines: arguments.machines.chosen().unwrap_or_else(|| vec![Machine::Amd]),
+        nested_paging: arguments.nested_paging,
         limit_seconds: arguments.limit,
         interrupt,
     };

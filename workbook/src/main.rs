@@ -26,6 +26,12 @@ enum Command {
     /// Run a chapter on real KVM, on an emulated CPU that has virtualization
     #[cfg(unix)]
     Lab(vmexit_workbook::lab::LabArguments),
+    /// Run a chapter on real KVM (not on this system)
+    #[cfg(not(unix))]
+    Lab {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+        _arguments: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -44,5 +50,11 @@ fn run(command: Command) -> Result<u8> {
         Command::Book(arguments) => book::run(&arguments),
         #[cfg(unix)]
         Command::Lab(arguments) => vmexit_workbook::lab::run(arguments),
+        #[cfg(not(unix))]
+        Command::Lab { .. } => {
+            let sentence =
+                "the lab needs Linux or macOS: on Windows, clone the workbook inside WSL2 and run it there";
+            Err(Failure::bad_input(sentence).into())
+        }
     }
 }

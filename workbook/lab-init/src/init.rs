@@ -13,6 +13,7 @@ use rustix::termios::{OptionalActions, tcdrain, tcgetattr, tcsetattr};
 use vmexit_lab_init::job::ORDERS_PATH;
 use vmexit_lab_init::{Orders, Report};
 
+use crate::heartbeat;
 use crate::run::run_job;
 
 /// The machine's end of the channel to the host: COM2.
@@ -60,6 +61,9 @@ fn carry_out(channel: &Channel) -> Result<()> {
             "the modules {} loaded, and yet there is no /dev/kvm",
             orders.modules.join(", ")
         );
+    }
+    if orders.heartbeat {
+        heartbeat::start()?;
     }
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     channel.report(&Report::Ready { kernel })?;

@@ -11,6 +11,8 @@ pub const ORDERS_PATH: &str = "/lab/jobs.json";
 pub struct Orders {
     /// Kernel modules inside the initramfs, in the order they are to be loaded.
     pub modules: Vec<String>,
+    /// Whether the CPU needs a non-maskable interrupt now and then: Bochs does.
+    pub heartbeat: bool,
     /// The programs to run, one after the other.
     pub jobs: Vec<Job>,
 }

@@ -4,6 +4,8 @@
 #[cfg(target_os = "linux")]
 mod init;
 #[cfg(target_os = "linux")]
+mod heartbeat;
+#[cfg(target_os = "linux")]
 mod run;
 
 #[cfg(target_os = "linux")]

@@ -55,6 +55,7 @@ pub fn run(session: &Session) -> Result<u8> {
         let plan = Plan {
             lab: &lab,
             machine,
+            nested_paging: session.nested_paging,
             init: built.get(program::INIT).cloned().context("cargo built no PID 1")?,
             programs: programs.clone(),
             jobs: cases

@@ -164,7 +164,7 @@ fn write_cd(parts: &Path, files: &Files, cd: &Path) -> Result<()> {
         &menu,
         &format!(
             "DEFAULT lab\nPROMPT 0\nLABEL lab\n KERNEL /vmlinuz\n INITRD /initrd\n APPEND {} tsc=reliable \
-             tsc_early_khz={kilohertz} lpj=1000000 nokaslr mitigations=off\n",
+             tsc_early_khz={kilohertz} lpj=1000000 nokaslr mitigations=off iomem=relaxed\n",
             Machine::KERNEL_ARGUMENTS
         ),
     )?;

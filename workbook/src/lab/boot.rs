@@ -59,6 +59,8 @@ pub enum Event {
 pub struct Plan<'a> {
     pub lab: &'a Lab,
     pub machine: Machine,
+    /// Whether the AMD machine's CPU has nested paging.
+    pub nested_paging: bool,
     /// The static PID 1.
     pub init: PathBuf,
     pub programs: Vec<Program>,
@@ -97,6 +99,7 @@ fn prepare(plan: &Plan, temporary: &TempDir) -> Result<Files> {
     let modules = plan.lab.modules(plan.machine)?;
     let orders = Orders {
         modules: modules.iter().map(|module| initramfs::module_path(module)).collect(),
+        heartbeat: plan.machine == Machine::Intel,
         jobs: plan.jobs.clone(),
     };
     let archive = File::create(&files.initramfs).context("cannot write the initramfs")?;
@@ -126,7 +129,10 @@ impl<'a> Boot<'a> {
     fn start(plan: &'a Plan, files: Files) -> Result<Self> {
         let stamp = &plan.lab.stamp;
         let (mut command, terminal) = match plan.machine {
-            Machine::Amd => (qemu::command(&qemu::program(stamp.qemu.as_ref()), &files), None),
+            Machine::Amd => {
+                let program = qemu::program(stamp.qemu.as_ref());
+                (qemu::command(&program, &files, plan.nested_paging), None)
+            }
             Machine::Intel => {
                 let pty = Pty::open().map_err(|error| {
                     Failure::bad_input(format!(
@@ -221,7 +227,7 @@ impl<'a> Boot<'a> {
         let silence = self.last_sign.elapsed();
         // A job may be silent until its own limit, by a clock that may be slower.
         let job = self.running.map_or(0, |job| self.jobs[job].limit_seconds);
-        let patience = self.machine.patience().max(Duration::from_secs(2 * job));
+        let patience = self.machine.patience().max(Duration::from_secs(job + 30));
         if silence < patience {
             return Ok(());
         }

@@ -1,4 +1,4 @@
-//! The AMD machine: QEMU's software CPU, which emulates SVM with nested paging.
+//! The AMD machine: QEMU's software CPU, which emulates SVM.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,8 +9,16 @@ use super::Machine;
 use super::boot::Files;
 use crate::failure::Failure;
 
-/// The CPU that the machine has. kvm_amd needs `svm`; `npt` makes it fast.
-const CPU: &str = "EPYC,+svm,+npt";
+/// The CPU that the machine has. kvm_amd needs `svm`, and uses nested paging
+/// where there is `npt`.
+///
+/// There is none by default, because QEMU 7.2 emulates it less strictly than
+/// silicon: it lets a guest write control registers that the manual forbids,
+/// which kvm_amd checks itself when it shadows the guest's tables; and at an
+/// exit from a guest with EFER.LME and without CR4.PAE it loses the host's
+/// CR0.PG (it restores CR0 before CR4), so that the whole machine hangs.
+const CPU: &str = "EPYC,+svm,-npt";
+const CPU_WITH_NESTED_PAGING: &str = "EPYC,+svm,+npt";
 
 /// Memory in MiB.
 const MEMORY: &str = "1024";
@@ -48,10 +56,11 @@ fn missing_feature(help: &str) -> Option<&'static str> {
 
 /// The command that runs the machine.
 #[must_use]
-pub fn command(program: &Path, files: &Files) -> Command {
+pub fn command(program: &Path, files: &Files, nested_paging: bool) -> Command {
     let mut command = Command::new(program);
+    let cpu = if nested_paging { CPU_WITH_NESTED_PAGING } else { CPU };
     command
-        .args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU, "-m", MEMORY])
+        .args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", cpu, "-m", MEMORY])
         // Nothing of the user's: no config, no network, no window, no monitor.
         .args(["-no-user-config", "-nic", "none", "-display", "none", "-monitor", "none", "-no-reboot"])
         .arg("-serial")

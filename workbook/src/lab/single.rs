@@ -41,6 +41,7 @@ pub fn run(session: &Session, command: &[String]) -> Result<u8> {
         let plan = Plan {
             lab: &lab,
             machine,
+            nested_paging: session.nested_paging,
             init: init.clone(),
             programs: vec![Program { inside: inside.clone(), file: file.clone() }],
             jobs: vec![job.clone()],
