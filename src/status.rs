@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+// ANCHOR: status
 /// The exit codes.
 ///
 /// | code | meaning |
@@ -21,6 +22,7 @@ pub enum Status {
     Deadline = 4,
     Interrupted = 130,
 }
+// ANCHOR_END: status
 
 impl From<Status> for ExitCode {
     fn from(status: Status) -> Self {

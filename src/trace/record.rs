@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kvm::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 
+// ANCHOR: record
 /// The version of the schema, in the first record of every trace.
 pub const VERSION: u32 = 1;
 
@@ -29,7 +30,9 @@ pub enum Record {
     /// The last line: how it ended.
     End(EndRecord),
 }
+// ANCHOR_END: record
 
+// ANCHOR: run
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
     pub version: u32,
@@ -38,7 +41,9 @@ pub struct RunRecord {
     /// The broken variant that ran, if one did.
     pub variant: Option<String>,
 }
+// ANCHOR_END: run
 
+// ANCHOR: image
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ImageRecord {
     pub entry: Hex,
@@ -50,7 +55,9 @@ pub struct SymbolRecord {
     pub name: String,
     pub address: Hex,
 }
+// ANCHOR_END: image
 
+// ANCHOR: entry
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EntryRecord {
     pub vm: u32,
@@ -74,7 +81,9 @@ pub struct PageRecord {
     pub address: Hex,
     pub bytes: Bytes,
 }
+// ANCHOR_END: entry
 
+// ANCHOR: step
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
     pub vm: u32,
@@ -87,7 +96,9 @@ pub struct StepRecord {
     pub registers: Option<Registers>,
     pub system: Option<SystemRegisters>,
 }
+// ANCHOR_END: step
 
+// ANCHOR: exit
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExitRecord {
     pub vm: u32,
@@ -134,7 +145,9 @@ pub struct NameRecord {
     pub name: String,
     pub number: u32,
 }
+// ANCHOR_END: exit
 
+// ANCHOR: place
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlaceRecord {
     pub mode: String,
@@ -149,7 +162,9 @@ pub struct PlaceRecord {
     /// The nearest name before it, with the distance: `loop+0x4`.
     pub symbol: Option<String>,
 }
+// ANCHOR_END: place
 
+// ANCHOR: end
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EndRecord {
     /// The program's exit code.
@@ -157,7 +172,9 @@ pub struct EndRecord {
     pub exits: u64,
     pub steps: u64,
 }
+// ANCHOR_END: end
 
+// ANCHOR: registers
 /// The general-purpose registers, RIP and RFLAGS.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[rustfmt::skip] // four a line
@@ -214,6 +231,7 @@ pub struct TableRecord {
     pub base: Hex,
     pub limit: u16,
 }
+// ANCHOR_END: registers
 
 /// A number as `"0x3f8"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
