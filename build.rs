@@ -99,7 +99,7 @@ struct Compiler {
 
 impl Compiler {
     fn find() -> Self {
-        let rustc = variable("RUSTC");
+        let rustc = env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
         let installed = |target: &str| {
             let folder = output(&rustc, &["--print", "target-libdir", "--target", target]);
             let libraries = fs::read_dir(folder.trim()).into_iter().flatten().flatten();
@@ -202,4 +202,76 @@ fn reader_errors(stderr: &str, shown: &str) -> String {
         return format!("{shown}: rustc could not build this guest:\n{stderr}");
     }
     errors.trim_end().to_owned()
+}
+
+/// `tests/guests.rs` compiles this file as a module, and so runs these.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Assembles `text` in a folder of the test's own.
+    fn assemble(test: &str, text: &str) -> (PathBuf, Result<(), String>) {
+        let out = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(test);
+        fs::create_dir_all(&out).expect("cargo's folder for tests can be written");
+        let result = Compiler::find().assemble("ch99", text, &out, "chapters/99-test/guest.s");
+        (out, result.expect("files can be written and rustc can be run"))
+    }
+
+    fn error(test: &str, text: &str) -> String {
+        assemble(test, text).1.expect_err("this guest is broken")
+    }
+
+    #[test]
+    fn a_typo_is_reported_at_its_line_of_the_guest() {
+        let text = "# a { brace in a comment\n.globl _start\n.code16\n_start: mov ax, 1\n        hlt\n        huh ax\n";
+        let message = error("typo", text);
+        assert_eq!(message, "chapters/99-test/guest.s:6: invalid instruction mnemonic 'huh'");
+    }
+
+    #[test]
+    fn every_typo_is_reported() {
+        let message = error("typos", ".globl _start\n_start: huh ax\n        out dx\n");
+        assert!(message.contains("guest.s:2: invalid instruction mnemonic 'huh'"), "{message}");
+        assert!(message.contains("guest.s:3: "), "{message}");
+    }
+
+    #[test]
+    fn a_name_that_is_nowhere_is_reported_by_name() {
+        let message = error("undefined", ".globl _start\n.code32\n_start: jmp nowhere\n");
+        assert!(message.contains("undefined symbol: nowhere"), "{message}");
+    }
+
+    #[test]
+    fn a_guest_without_a_start_and_an_empty_one_are_errors() {
+        let message = error("startless", ".code16\nstart: hlt\n");
+        assert!(message.contains("no symbol _start"), "{message}");
+        let message = error("empty", ".globl _start\n_start:\n");
+        assert!(message.contains("no code in .text"), "{message}");
+    }
+
+    #[test]
+    fn an_image_that_did_not_change_is_not_built_again() {
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("98-twice");
+        fs::create_dir_all(&folder).expect("cargo's folder for tests can be written");
+        let (source, image) = (folder.join("guest.s"), folder.join("ch98.elf"));
+        let compiler = Compiler::find();
+        let build = |text: &str| {
+            fs::write(&source, text).expect("the folder can be written");
+            build_guest(&source, &folder, &compiler).expect("rustc can be run");
+            fs::metadata(&image).and_then(|file| file.modified()).expect("an image")
+        };
+        let first = build(".globl _start\n.code16\n_start: hlt\n");
+        assert_eq!(build(".globl _start\n.code16\n_start: hlt\n"), first);
+        assert_ne!(build(".globl _start\n.code16\n_start: cli; hlt\n"), first);
+    }
+
+    #[test]
+    fn a_guest_that_is_no_text_stops_only_its_binary() {
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("97-bytes");
+        fs::create_dir_all(&folder).expect("cargo's folder for tests can be written");
+        fs::write(folder.join("guest.s"), [0xff, 0xfe, 0x00]).expect("the folder can be written");
+        build_guest(&folder.join("guest.s"), &folder, &Compiler::find()).expect("no error of the script's");
+        let include = fs::read_to_string(folder.join("ch97.rs")).expect("something to include");
+        assert!(include.starts_with("compile_error!(") && include.contains("not UTF-8"), "{include}");
+    }
 }

@@ -108,9 +108,6 @@ fn report(run: &Run, error: &anyhow::Error) -> Status {
     let unexpected = unexpected.map(|given| run.last_exit().map_or(given.clone(), Unexpected));
     if let Some(unexpected) = unexpected {
         eprintln!("{name}: {unexpected}");
-        for finding in run.entry_findings(&unexpected.0) {
-            eprintln!("  entry check: {finding}");
-        }
         explain_variant(run);
         return if unexpected.is_the_end() || run.options().variant.is_some() {
             Status::GuestFailed

@@ -24,8 +24,10 @@ use absent as host;
 use kvm_ioctls as host;
 
 #[cfg(not(host_kvm))]
+pub use absent::CpuId;
+#[cfg(not(host_kvm))]
 pub use absent::bindings::{
-    CpuId, kvm_dtable, kvm_guest_debug, kvm_regs, kvm_segment, kvm_sregs, kvm_translation,
+    kvm_dtable, kvm_guest_debug, kvm_regs, kvm_segment, kvm_sregs, kvm_translation,
     kvm_userspace_memory_region,
 };
 pub use host::{Cap, Error, VcpuExit};
@@ -280,14 +282,17 @@ impl VcpuFd {
     /// Whether the next [`run`](Self::run) returns at once with `EINTR`, after
     /// it has completed the I/O of the last exit. Any value but 0 means yes.
     pub fn set_kvm_immediate_exit(&mut self, value: u8) {
-        self.backend.set_kvm_immediate_exit(value);
+        match &mut self.watch {
+            None => self.backend.set_kvm_immediate_exit(value),
+            Some(watch) => watch.set_immediate_exit(value),
+        }
     }
 
     /// Enters the guest and returns at its next exit.
     ///
     /// # Errors
-    /// `EINTR` when a signal came (a watched vCPU: only when its deadline
-    /// passed or Ctrl-C was typed), otherwise the errno of `KVM_RUN`.
+    /// `EINTR` when `immediate_exit` is set or a signal came (a watched vCPU: only when its
+    /// deadline passed or Ctrl-C was typed), otherwise the errno of `KVM_RUN`.
     pub fn run(&mut self) -> Result<VcpuExit<'_>> {
         match &mut self.watch {
             None => match &mut self.backend {
@@ -382,7 +387,7 @@ impl Details {
     }
 
     #[cfg(not(host_kvm))]
-    fn of(run: &absent::bindings::kvm_run) -> Self {
+    fn of(run: &absent::kvm_run) -> Self {
         match *run {}
     }
 }

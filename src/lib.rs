@@ -4,31 +4,17 @@
 //! have taught so far, one idea a module. In reading order, with the chapter
 //! that each comes from:
 
-/// 01: KVM by kvm-ioctls' names, over more than one backend.
-pub mod kvm;
-/// 01: guest memory and guest images.
-pub mod guest;
-/// 01: a VM with its memory and one CPU, put together.
-pub mod machine;
-/// 02: what KVM_RUN came back with, by all its names.
-pub mod exit;
-/// 02: a run with its deadline, Ctrl-C and single steps.
-pub mod run;
-/// 02: what happened, as text, JSON Lines and a timeline.
-pub mod trace;
-/// 02: instructions as text.
-pub mod disasm;
-/// 02: why it failed, in words.
-pub mod explain;
-/// 05: control registers, mode and ring.
-pub mod mode;
-/// 05: descriptors and segment registers.
-pub mod segment;
-/// 08: page tables.
-pub mod paging;
-/// All: what every chapter's `main` is.
-pub mod chapter;
-/// All: the exit codes.
-pub mod status;
-/// All: a run as the tests, the lab and the book show it.
-pub mod transcript;
+pub mod kvm; // 01: KVM by kvm-ioctls' names, over more than one backend.
+pub mod guest; // 01: guest memory and guest images.
+pub mod machine; // 01: a VM with its memory and one CPU, put together.
+pub mod exit; // 02: what KVM_RUN came back with, by all its names.
+pub mod run; // 02: a run with its deadline, Ctrl-C and single steps.
+pub mod trace; // 02: what happened, as text, JSON Lines and a timeline.
+pub mod disasm; // 02: instructions as text.
+pub mod explain; // 02: why it failed, in words.
+pub mod mode; // 05: control registers, mode and ring.
+pub mod segment; // 05: descriptors and segment registers.
+pub mod paging; // 08: page tables.
+pub mod chapter; // All: what every chapter's `main` is.
+pub mod status; // All: the exit codes.
+pub mod transcript; // All: a run as the tests, the lab and the book show it.

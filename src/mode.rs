@@ -168,8 +168,9 @@ pub fn enter_long(sregs: &mut kvm_sregs, cr3: u64) {
 }
 // ANCHOR_END: enter_long
 
-/// The selectors of entries 1 and 2 of the GDT, ring 0.
+/// The selector of entry 1 of the GDT, ring 0.
 pub const CODE_SELECTOR: u16 = 1 << 3;
+/// The selector of entry 2 of the GDT, ring 0.
 pub const DATA_SELECTOR: u16 = 2 << 3;
 
 /// Mode, ring and control bits in one line: `real mode, ring 0; CR0 = ET, CR4 = 0, EFER = 0`.

@@ -37,7 +37,7 @@ pub fn identity_map(memory: &Memory, tables: u64) -> Result<u64, MemoryError> {
     memory.write(pml4, &(pdpt | table).to_le_bytes())?;
     memory.write(pdpt, &(pd | table).to_le_bytes())?;
     for number in 0..512 {
-        let page = number * LARGE_PAGE | table | entry::LARGE;
+        let page = (number * LARGE_PAGE) | table | entry::LARGE;
         memory.write(pd + number * 8, &page.to_le_bytes())?;
     }
     Ok(pml4)

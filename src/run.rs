@@ -17,7 +17,6 @@ use anyhow::Context;
 use crate::chapter::{Chapter, ListingShown};
 use crate::disasm;
 use crate::exit::{Exit, Unexpected};
-use crate::explain::{self, Finding};
 use crate::guest::Image;
 use crate::kvm::{VcpuExit, VcpuFd};
 use crate::mode;
@@ -143,16 +142,6 @@ impl Run {
         let seconds = self.0.options.deadline.as_secs_f64();
         let place = self.recorder().stuck_at().map_or(String::new(), |at| format!("; it was at {at}"));
         format!("the guest did not end within {seconds} s{place}; --deadline SECONDS gives it longer")
-    }
-
-    /// The VM-entry checks that the last state entered with breaks, when that is what ended the run.
-    pub(crate) fn entry_findings(&self, exit: &Exit) -> Vec<Finding> {
-        if !matches!(exit, Exit::FailEntry { .. }) {
-            return Vec::new();
-        }
-        let recorder = self.recorder();
-        let state = recorder.last_entry();
-        state.map(|(regs, sregs)| explain::entry_findings(regs, sregs)).unwrap_or_default()
     }
 
     /// Ends the traces.

@@ -15,11 +15,17 @@ use std::process::ExitCode;
 /// | 130 | Ctrl-C |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
+    /// The guest ended as it should.
     Success = 0,
+    /// A bug of ours.
     Bug = 1,
+    /// Bad input, or a host that cannot run this.
     BadInput = 2,
+    /// The guest crashed, or ended with its own failure code.
     GuestFailed = 3,
+    /// The guest had its time.
     Deadline = 4,
+    /// Ctrl-C.
     Interrupted = 130,
 }
 // ANCHOR_END: status

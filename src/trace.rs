@@ -1,8 +1,8 @@
 //! What happened: every exit, and with `--steps` every instruction, as text, as
 //! JSON Lines and as a timeline. Chapter 02.
 //!
-//! [`record`] is the schema of the JSON trace, [`place`] finds the instruction
-//! that caused an exit, [`recorder`] numbers the records and writes them.
+//! [`record`] is the schema of the JSON trace, `place` finds the instruction
+//! that caused an exit, `recorder` numbers the records and writes them.
 
 mod perfetto;
 mod place;

@@ -22,6 +22,7 @@ const fn case(name: &'static str, binary: &'static str, flags: &'static [&'stati
 }
 
 const CH01: &str = env!("CARGO_BIN_EXE_ch01");
+const CH02: &str = env!("CARGO_BIN_EXE_ch02");
 const CH05: &str = env!("CARGO_BIN_EXE_ch05");
 const CH08: &str = env!("CARGO_BIN_EXE_ch08");
 
@@ -32,12 +33,18 @@ const CASES: &[Case] = &[
     case("ch01--break-no-hlt", CH01, &["--break", "no-hlt"]),
     case("ch01--break-reset-cs", CH01, &["--break", "reset-cs"]),
     case("ch01--break-spin", CH01, &["--break", "spin", "--deadline", "1"]),
+    case("ch02", CH02, &[]),
+    case("ch02--break-shutdown", CH02, &["--break", "shutdown"]),
+    case("ch02--break-internal-error", CH02, &["--break", "internal-error"]),
+    case("ch02--break-fail-entry", CH02, &["--break", "fail-entry"]),
     case("ch05", CH05, &[]),
+    case("ch05--steps", CH05, &["--steps"]),
     case("ch05--break-gdt-limit", CH05, &["--break", "gdt-limit"]),
     case("ch05--break-not-present", CH05, &["--break", "not-present"]),
     case("ch05--break-read-only-stack", CH05, &["--break", "read-only-stack"]),
     case("ch08", CH08, &[]),
-    case("ch08--break-no-pae", CH08, &["--break", "no-pae"]),
+    case("ch08--steps", CH08, &["--steps"]),
+    case("ch08--break-no-lme", CH08, &["--break", "no-lme"]),
     case("ch08--break-no-page", CH08, &["--break", "no-page"]),
     case("ch08--break-no-lma", CH08, &["--break", "no-lma"]),
 ];
@@ -47,6 +54,7 @@ const CASES: &[Case] = &[
 const WITHOUT_A_MACHINE: &[Case] = &[
     case("ch01--help", CH01, &["--help"]),
     case("ch01--break-list", CH01, &["--break", "list"]),
+    case("ch02--break-list", CH02, &["--break", "list"]),
     case("ch05--break-list", CH05, &["--break", "list"]),
     case("ch08--break-list", CH08, &["--break", "list"]),
     case("ch05--listing", CH05, &["--listing"]),
@@ -125,7 +133,21 @@ fn compare(case: &Case, output: &Output) {
     settings.set_snapshot_path("snapshots");
     settings.set_prepend_module_to_snapshot(false);
     settings.set_omit_expression(true);
-    settings.bind(|| insta::assert_snapshot!(case.name, transcript));
+    settings.bind(|| insta::assert_snapshot!(snapshot_for_this_host(case.name), transcript));
+}
+
+/// `NAME@intel` or `NAME@amd` where an ending differs by vendor and this host is
+/// that vendor's, else `NAME`.
+fn snapshot_for_this_host(name: &str) -> String {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let has = |flag: &str| cpuinfo.split_whitespace().any(|word| word == flag);
+    let vendors = [("vmx", "intel"), ("svm", "amd")];
+    let own = vendors.iter().find(|(flag, _)| has(flag)).map(|(_, vendor)| format!("{name}@{vendor}"));
+    let exists = |own: &String| {
+        let file = format!("{}/tests/snapshots/{own}.snap", env!("CARGO_MANIFEST_DIR"));
+        Path::new(&file).exists()
+    };
+    own.filter(exists).unwrap_or_else(|| name.to_owned())
 }
 
 /// `--break list` and the snapshots name the same variants.

@@ -45,8 +45,8 @@ protected:
 map_page:
         mov     dword ptr [pd], LARGE_PAGE
 
+enable_pae:
         mov     eax, cr4
-set_pae:
         or      eax, PAE            # entries of 8 bytes, more than two levels
         mov     cr4, eax
         mov     al, 3
@@ -62,6 +62,7 @@ set_lme:
         mov     al, 4
         out     POST, al            # exit: IoOut(POST, [4])
 
+enable_paging:
         mov     eax, cr0
         or      eax, PG
         mov     cr0, eax            # paging on: the CPU sets EFER.LMA, long mode begins

@@ -26,10 +26,11 @@ const CHAPTER: Chapter = Chapter {
     needs: Mode::Long64,
     breaks: &[
         Break {
-            name: "no-pae",
-            what: "CR4.PAE stays clear",
-            why: "turning paging on with EFER.LME set and CR4.PAE clear is #GP: long mode has no other tables than \
-                  PAE's; with no interrupt gate to deliver it through, a triple fault",
+            name: "no-lme",
+            what: "EFER.LME stays clear",
+            why: "without EFER.LME, paging with CR4.PAE is 32-bit PAE paging: what CR3 points to is a table of four \
+                  pointers in which bit 1 is reserved, and the guest's entry sets it; the fault finds no interrupt \
+                  gate, so a double fault and then a triple fault",
         },
         Break {
             name: "no-page",
@@ -91,7 +92,7 @@ fn show_r15(run: &Run, machine: &Machine) -> Result<()> {
 
 /// What a broken variant takes out of the guest's code, before it runs.
 fn break_the_climb(run: &Run, machine: &Machine, image: &Image) -> Result<()> {
-    let variants = [("no-pae", "set_pae", 3), ("no-page", "map_page", 10)];
+    let variants = [("no-lme", "set_lme", 5), ("no-page", "map_page", 10)];
     for (variant, instruction, length) in variants {
         if run.breaks(variant) {
             machine.memory.write(image.symbol(instruction)?, &vec![NOP; length])?;

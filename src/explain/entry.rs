@@ -103,7 +103,11 @@ fn cr3_fits(cr3: u64) -> bool {
 /// the segments must be what virtual-8086 mode makes of their selectors.
 fn real_mode_segments(check: &mut Check, sregs: &kvm_sregs) {
     for (name, segment) in all_six(sregs) {
-        let base = u64::from(segment.selector) << 4;
+        let base = match (name, segment.selector) {
+            // After reset CS is the exception: SDM Vol. 3A, "First Instruction Executed".
+            ("CS", 0xf000) if segment.base == 0xffff_0000 => segment.base,
+            (_, selector) => u64::from(selector) << 4,
+        };
         check.require(segment.base == base, || {
             format!(
                 "in real mode {name}'s base must be its selector × 16 = {base:#x}, and is {:#x}",
@@ -311,7 +315,9 @@ mod tests {
 
     #[test]
     fn a_right_state_breaks_nothing() {
-        for (regs, sregs) in [long(), real()] {
+        let (regs, mut after_reset) = real();
+        (after_reset.cs.selector, after_reset.cs.base) = (0xf000, 0xffff_0000);
+        for (regs, sregs) in [long(), real(), (regs, after_reset)] {
             assert_eq!(entry_findings(&regs, &sregs), []);
         }
     }

@@ -100,6 +100,7 @@ impl Kvm {
             crate::transcript::BACKEND_NOTE,
             chapter.needs
         );
+        run.recorder().release();
         kvm.run = Some(run.clone());
         Ok(kvm)
     }

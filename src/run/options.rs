@@ -32,12 +32,15 @@ pub enum TraceTo {
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
+    /// The machine that was asked for; `None` leaves the choice to [`crate::kvm::Kvm::open`].
     pub backend: Option<Backend>,
+    /// Where each exit is shown; text on stdout goes without saying.
     pub traces: Vec<TraceTo>,
     /// A record for every instruction, too.
     pub steps: bool,
     /// The broken variant to run, one of the chapter's.
     pub variant: Option<&'static str>,
+    /// How long the guest may run.
     pub deadline: Duration,
     /// The listing, and no run.
     pub listing_only: bool,
@@ -46,8 +49,11 @@ pub struct Options {
 /// What to do: run, or print something and end.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
+    /// Run the chapter.
     Run(Options),
+    /// Print the help.
     Help,
+    /// Print the names of the broken variants.
     ListVariants,
 }
 

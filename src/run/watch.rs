@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::exit::Exit;
+use crate::explain;
 use crate::guest::Slots;
 use crate::kvm::{Result, VcpuBackend, VcpuExit, kvm_guest_debug};
 use crate::run::Run;
@@ -30,6 +31,8 @@ pub struct Watch {
     /// The last exit was I/O, which KVM completes at the next `KVM_RUN`.
     io_pending: bool,
     stepping: bool,
+    /// `immediate_exit` as the chapter has set it; kvm_run's own is the watch's to use.
+    immediate_exit: u8,
 }
 
 // SAFETY: the pointers lead into the kvm_run page of the vCPU that owns this watch, and go to
@@ -48,7 +51,12 @@ impl Watch {
             answer: None,
             io_pending: false,
             stepping,
+            immediate_exit: 0,
         }
+    }
+
+    pub fn set_immediate_exit(&mut self, value: u8) {
+        self.immediate_exit = value;
     }
 
     /// Enters the guest, and records the exit that it comes back with.
@@ -59,7 +67,7 @@ impl Watch {
             // With `immediate_exit` set, KVM_RUN completes the I/O of the last exit and goes no
             // further: a step then starts from the state that the instruction left.
             let completing = self.stepping && std::mem::take(&mut self.io_pending);
-            vcpu.set_kvm_immediate_exit(u8::from(completing));
+            vcpu.set_kvm_immediate_exit(if completing { 1 } else { self.immediate_exit });
             if self.run.stopped().is_some() {
                 return Err(crate::kvm::Error::new(EINTR));
             }
@@ -69,10 +77,16 @@ impl Watch {
             let left = Instant::now();
             let exit = match result {
                 Ok(exit) => exit,
-                Err(error) if error.errno() == EINTR && self.run.stopped().is_none() => continue,
+                Err(error) if error.errno() != EINTR => return Err(error),
                 Err(error) => {
-                    self.note_place(vcpu);
-                    return Err(error);
+                    if self.run.stopped().is_some() {
+                        self.note_place(vcpu);
+                        return Err(error);
+                    }
+                    if self.immediate_exit != 0 && !completing {
+                        return Err(error);
+                    }
+                    continue;
                 }
             };
             // SAFETY: an exit borrows the vCPU for the sake of its slices. They lie in the kvm_run
@@ -90,7 +104,8 @@ impl Watch {
         }
     }
 
-    /// Before the first entry: the state that the guest starts with, and its timer.
+    /// Before the first entry: the state that the guest starts with, what VM entry may refuse of it,
+    /// and its timer.
     fn enter(&mut self, vcpu: &mut VcpuBackend) -> Result<()> {
         if self.kick.is_none() {
             self.kick = Kick::arm(vcpu.immediate_exit(), self.run.time_left());
@@ -100,6 +115,9 @@ impl Watch {
             let state = self.state(vcpu)?;
             let slots = self.slots.lock().expect("nobody panics while holding the slots");
             self.run.recorder().entry(self.vcpu, &state, &slots);
+            for finding in explain::entry_findings(&state.regs, &state.sregs) {
+                eprintln!("{}: entry check: {finding}", self.run.chapter().name);
+            }
         }
         Ok(())
     }

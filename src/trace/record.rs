@@ -33,6 +33,7 @@ pub enum Record {
 // ANCHOR_END: record
 
 // ANCHOR: run
+/// What ran.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
     pub version: u32,
@@ -44,12 +45,14 @@ pub struct RunRecord {
 // ANCHOR_END: run
 
 // ANCHOR: image
+/// The guest's names, as its ELF file has them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ImageRecord {
     pub entry: Hex,
     pub symbols: Vec<SymbolRecord>,
 }
 
+/// A name, and the guest-physical address that it stands for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SymbolRecord {
     pub name: String,
@@ -58,6 +61,7 @@ pub struct SymbolRecord {
 // ANCHOR_END: image
 
 // ANCHOR: entry
+/// The state of a vCPU and its VM before the first entry.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EntryRecord {
     pub vm: u32,
@@ -70,12 +74,14 @@ pub struct EntryRecord {
     pub pages: Vec<PageRecord>,
 }
 
+/// A memory slot: guest-physical address and size in bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SlotRecord {
     pub address: Hex,
     pub size: Hex,
 }
 
+/// 4096 bytes of guest memory at a guest-physical address.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PageRecord {
     pub address: Hex,
@@ -84,6 +90,7 @@ pub struct PageRecord {
 // ANCHOR_END: entry
 
 // ANCHOR: step
+/// One instruction that the guest executed without an exit to user space.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
     pub vm: u32,
@@ -99,6 +106,7 @@ pub struct StepRecord {
 // ANCHOR_END: step
 
 // ANCHOR: exit
+/// One return of KVM_RUN, with the instruction that caused it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExitRecord {
     pub vm: u32,
@@ -125,10 +133,13 @@ pub struct ExitRecord {
     pub system: Option<SystemRegisters>,
 }
 
+/// Which way the data went, as the guest sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
+    /// The guest reads, the host answers.
     Read,
+    /// The guest writes.
     Write,
 }
 
@@ -140,6 +151,7 @@ pub struct ReasonRecord {
     pub amd: Option<NameRecord>,
 }
 
+/// A name and its number.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NameRecord {
     pub name: String,
@@ -148,6 +160,7 @@ pub struct NameRecord {
 // ANCHOR_END: exit
 
 // ANCHOR: place
+/// A point of the guest's code.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlaceRecord {
     pub mode: String,
@@ -165,6 +178,7 @@ pub struct PlaceRecord {
 // ANCHOR_END: place
 
 // ANCHOR: end
+/// How the run ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EndRecord {
     /// The program's exit code.
@@ -226,6 +240,7 @@ pub struct SegmentRecord {
     pub unusable: u8,
 }
 
+/// GDTR or IDTR.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TableRecord {
     pub base: Hex,
@@ -268,7 +283,7 @@ impl TryFrom<String> for Bytes {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        if !text.is_ascii() || text.len() % 2 != 0 {
+        if !text.is_ascii() || !text.len().is_multiple_of(2) {
             return Err(format!("{text:?} is no string of hexadecimal pairs"));
         }
         let pair = |at: usize| u8::from_str_radix(&text[at..at + 2], 16);

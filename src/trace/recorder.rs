@@ -46,6 +46,8 @@ pub struct Recorder {
     /// Whether the chapter's words and the text trace go to stdout.
     text: bool,
     style: Style,
+    /// What was said before there was a machine: a run that finds none prints nothing.
+    held: Option<String>,
     json: Option<(String, Box<dyn Write + Send>)>,
     timeline: Option<(String, Timeline)>,
     image: Option<Image>,
@@ -77,6 +79,7 @@ impl Recorder {
         let mut recorder = Self {
             text: options.text_on_stdout(),
             style: Style::for_stdout(),
+            held: Some(String::new()),
             json: None,
             timeline: None,
             image: None,
@@ -129,10 +132,24 @@ impl Recorder {
         Arc::clone(&self.starts)
     }
 
-    /// Prints a line on stdout, where the text is wanted.
+    /// Prints a line on stdout, where the text is wanted; holds it back until [`Self::release`].
     pub fn say(&mut self, line: &str) {
-        if self.text && self.error.is_none() {
-            let written = writeln!(io::stdout().lock(), "{line}");
+        if !self.text || self.error.is_some() {
+            return;
+        }
+        if let Some(held) = &mut self.held {
+            held.push_str(line);
+            held.push('\n');
+            return;
+        }
+        let written = writeln!(io::stdout().lock(), "{line}");
+        self.check("stdout", written);
+    }
+
+    /// There is a machine, or none is needed: prints what was held back.
+    pub fn release(&mut self) {
+        if let Some(held) = self.held.take() {
+            let written = io::stdout().lock().write_all(held.as_bytes());
             self.check("stdout", written);
         }
     }
@@ -307,17 +324,15 @@ impl Recorder {
         self.last_exit.clone()
     }
 
-    /// The registers that the vCPU entered last started with.
-    pub fn last_entry(&self) -> Option<(&kvm_regs, &kvm_sregs)> {
-        self.recordings.last().map(|recording| (&recording.regs, &recording.sregs))
-    }
-
     pub fn recordings(&self) -> &[Recording] {
         &self.recordings
     }
 
     /// Writes the last records; the first error of the whole trace comes back.
     pub fn finish(&mut self, status: Status) -> Result<(), TraceError> {
+        if status == Status::Success {
+            self.release();
+        }
         let end = EndRecord { code: status as u8, exits: self.exits, steps: self.steps };
         self.json(&Record::End(end));
         if let Some((to, mut json)) = self.json.take() {

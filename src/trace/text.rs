@@ -1,8 +1,8 @@
 //! The trace as lines for people.
 //!
 //! ```text
-//! exit  reason         carried                  where      instruction
-//!    1  KVM_EXIT_IO    out 0x3f8 <- 0x35 '5'    0000:100b  out dx, al
+//! exit  reason         carried                    where      instruction
+//!    1  KVM_EXIT_IO    out 0x3f8 <- 0x35 '5'      0000:100b  out dx, al
 //! ```
 
 use std::io::IsTerminal;
@@ -35,7 +35,7 @@ impl Style {
 
 /// What stands above the first exit.
 pub fn heading(style: Style) -> String {
-    style.dim("exit  reason         carried                  where      instruction")
+    style.dim("exit  reason         carried                    where      instruction")
 }
 
 /// An exit; `code` is where it comes from and the instruction there, if known.
@@ -44,7 +44,7 @@ pub fn exit(style: Style, number: u64, exit: &Exit, code: Option<&(String, Strin
     let (place, instruction) = code.map_or(("", ""), |(place, text)| (place, text));
     // The two columns share their width: a long name takes it from what the exit carried.
     let name_width = name.len().max(13);
-    let carried_width = 36usize.saturating_sub(name_width);
+    let carried_width = 38usize.saturating_sub(name_width);
     let reason = style.bold(&format!("{name:<name_width$}"));
     let line = format!("{number:>4}  {reason}  {carried:<carried_width$}  {place:<9}  {instruction}");
     line.trim_end().to_owned()
@@ -52,7 +52,7 @@ pub fn exit(style: Style, number: u64, exit: &Exit, code: Option<&(String, Strin
 
 /// An instruction, under the exits' columns.
 pub fn step(style: Style, place: &str, code: &str) -> String {
-    style.dim(&format!("      {:<38}  {place:<9}  {code}", ""))
+    style.dim(&format!("      {:<40}  {place:<9}  {code}", ""))
 }
 
 /// From here on the CPU is in this mode and ring.
@@ -69,7 +69,7 @@ mod tests {
         let io = Exit::IoOut { port: 0x3f8, size: 1, data: b"5".to_vec() };
         let code = ("0000:100b".to_owned(), "out dx, al".to_owned());
         let line = exit(Style(false), 1, &io, Some(&code));
-        assert_eq!(line, "   1  KVM_EXIT_IO    out 0x3f8 <- 0x35 '5'    0000:100b  out dx, al");
+        assert_eq!(line, "   1  KVM_EXIT_IO    out 0x3f8 <- 0x35 '5'      0000:100b  out dx, al");
         assert_eq!(heading(Style(false)).find("where"), line.find("0000:100b"));
     }
 

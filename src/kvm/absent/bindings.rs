@@ -129,17 +129,3 @@ pub struct kvm_userspace_memory_region {
     pub memory_size: u64,
     pub userspace_addr: u64,
 }
-
-/// CPUID entries: there is no KVM here to have any.
-#[derive(Debug)]
-pub enum CpuId {}
-
-/// The page that KVM shares with a vCPU's owner: there is no KVM here to share one.
-pub enum kvm_run {}
-
-impl kvm_run {
-    /// The byte that makes the next run return at once.
-    pub fn immediate_exit(&mut self) -> *mut u8 {
-        match *self {}
-    }
-}
