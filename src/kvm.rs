@@ -230,8 +230,12 @@ impl VcpuFd {
     /// The errno of `KVM_SET_REGS`.
     pub fn set_regs(&self, regs: &kvm_regs) -> Result<()> {
         match &self.backend {
-            VcpuBackend::Host(vcpu) => vcpu.set_regs(regs),
+            VcpuBackend::Host(vcpu) => vcpu.set_regs(regs)?,
         }
+        if let Some(watch) = &self.watch {
+            watch.note_set(Some(regs), None);
+        }
+        Ok(())
     }
 
     /// The segment, descriptor-table and control registers, and EFER.
@@ -249,8 +253,12 @@ impl VcpuFd {
     /// in long mode without EFER.LMA.
     pub fn set_sregs(&self, sregs: &kvm_sregs) -> Result<()> {
         match &self.backend {
-            VcpuBackend::Host(vcpu) => vcpu.set_sregs(sregs),
+            VcpuBackend::Host(vcpu) => vcpu.set_sregs(sregs)?,
         }
+        if let Some(watch) = &self.watch {
+            watch.note_set(None, Some(sregs));
+        }
+        Ok(())
     }
 
     /// Sets what the guest's `cpuid` answers, and so which features it may turn on.

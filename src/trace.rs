@@ -12,7 +12,7 @@ mod text;
 
 pub(crate) use place::{Place, View};
 pub(crate) use recorder::Recorder;
-pub use recorder::Recording;
+pub use recorder::{Input, Recording};
 
 use crate::kvm::{kvm_regs, kvm_sregs};
 

@@ -99,6 +99,8 @@ fn cr3_fits(cr3: u64) -> bool {
     cr3 >> 52 == 0
 }
 
+const AS_8086: &str = "older Intel CPUs run real mode as virtual-8086 code, and then ask for it";
+
 /// Real mode: with "unrestricted guest" nearly everything is let in, without it
 /// the segments must be what virtual-8086 mode makes of their selectors.
 fn real_mode_segments(check: &mut Check, sregs: &kvm_sregs) {
@@ -115,7 +117,7 @@ fn real_mode_segments(check: &mut Check, sregs: &kvm_sregs) {
             )
         });
         check.require(segment.limit == 0xffff, || {
-            format!("in real mode {name}'s limit must be 0xffff, and is {:#x}", segment.limit)
+            format!("{name}'s limit must be 0xffff, and is {:#x}; {AS_8086}", segment.limit)
         });
         check.require(segment.present == 1 && segment.s == 1 && segment.unusable == 0, || {
             format!("in real mode {name} must be a usable, present segment")
@@ -406,7 +408,7 @@ mod tests {
 
     #[test]
     fn every_rule_on_real_mode_segments_is_checked() {
-        broken(real, |_, s| s.cs.base = 0xffff_0000, "CS's base must be its selector × 16 = 0x0");
+        broken(real, |_, s| s.cs.base = 0xffff_0000, "CS's base must be its selector × 16 = 0x0, and");
         broken(real, |_, s| s.ds.selector = 1, "DS's base must be its selector × 16 = 0x10");
         broken(real, |_, s| s.es.limit = 0xffff_ffff, "ES's limit must be 0xffff");
         broken(real, |_, s| s.fs.present = 0, "FS must be a usable, present segment");

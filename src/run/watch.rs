@@ -8,7 +8,7 @@ use std::time::Instant;
 use crate::exit::Exit;
 use crate::explain;
 use crate::guest::Slots;
-use crate::kvm::{Result, VcpuBackend, VcpuExit, kvm_guest_debug};
+use crate::kvm::{Result, VcpuBackend, VcpuExit, kvm_guest_debug, kvm_regs, kvm_sregs};
 use crate::run::Run;
 use crate::run::interrupt::Kick;
 use crate::trace::{Place, State, VcpuId, View};
@@ -52,6 +52,14 @@ impl Watch {
             io_pending: false,
             stepping,
             immediate_exit: 0,
+        }
+    }
+
+    /// The hypervisor has set registers. Before the first entry they are part of the state that
+    /// the guest starts with.
+    pub fn note_set(&self, regs: Option<&kvm_regs>, sregs: Option<&kvm_sregs>) {
+        if self.entered {
+            self.run.recorder().set(self.vcpu, regs, sregs);
         }
     }
 

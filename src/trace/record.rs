@@ -27,6 +27,8 @@ pub enum Record {
     Step(StepRecord),
     /// A return of KVM_RUN.
     Exit(ExitRecord),
+    /// The hypervisor changed the registers of a guest that has run.
+    Set(SetRecord),
     /// The last line: how it ended.
     End(EndRecord),
 }
@@ -130,6 +132,17 @@ pub struct ExitRecord {
     pub at: Option<PlaceRecord>,
     /// The registers at the exit, RIP at the instruction that caused it; absent after SHUTDOWN.
     pub registers: Option<Registers>,
+    pub system: Option<SystemRegisters>,
+}
+
+/// Registers that the hypervisor has set since the last exit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SetRecord {
+    pub vm: u32,
+    pub vcpu: u64,
+    /// As given to KVM_SET_REGS, where that was called.
+    pub registers: Option<Registers>,
+    /// As given to KVM_SET_SREGS, where that was called.
     pub system: Option<SystemRegisters>,
 }
 

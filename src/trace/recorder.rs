@@ -18,7 +18,7 @@ use crate::status::Status;
 use crate::trace::perfetto::Timeline;
 use crate::trace::record::{
     Bytes, Direction, EndRecord, EntryRecord, ExitRecord, Hex, ImageRecord, NameRecord, PageRecord,
-    PlaceRecord, ReasonRecord, Record, RunRecord, SlotRecord, StepRecord, SymbolRecord, VERSION,
+    PlaceRecord, ReasonRecord, Record, RunRecord, SetRecord, SlotRecord, StepRecord, SymbolRecord, VERSION,
 };
 use crate::trace::text::Style;
 use crate::trace::{Place, State, VcpuId, text};
@@ -38,8 +38,19 @@ pub struct Recording {
     pub slots: Vec<(u64, u64)>,
     /// Every page that was not all zero, with its address; empty for a large guest.
     pub pages: Vec<(u64, Vec<u8>)>,
-    /// What the host answered to each `in` and MMIO read, in order.
-    pub answers: Vec<Vec<u8>>,
+    /// What crossed from the host to the guest since, in order.
+    pub inputs: Vec<Input>,
+}
+
+/// Something that the host told the guest.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// The answer to an `in` or an MMIO read.
+    Answer(Vec<u8>),
+    /// General-purpose registers, set by the hypervisor.
+    Regs(Box<kvm_regs>),
+    /// Segment, table and control registers, set by the hypervisor.
+    Sregs(Box<kvm_sregs>),
 }
 
 pub struct Recorder {
@@ -166,7 +177,7 @@ impl Recorder {
             sregs: state.sregs,
             slots: ranges,
             pages: if keep { slots.pages() } else { Vec::new() },
-            answers: Vec::new(),
+            inputs: Vec::new(),
         };
         self.json(&Record::Entry(EntryRecord {
             vm: id.vm,
@@ -214,13 +225,32 @@ impl Recorder {
         if let Exit::IoIn { data, .. } | Exit::MmioRead { data, .. } = &mut happened.exit {
             data.clone_from(&bytes);
         }
-        let of_this =
-            |recording: &&mut Recording| recording.vm == happened.id.vm && recording.vcpu == happened.id.vcpu;
-        if let Some(recording) = self.recordings.iter_mut().find(of_this) {
-            recording.answers.push(bytes);
-        }
+        self.input(happened.id, Input::Answer(bytes));
         self.last_exit = Some(happened.exit.clone());
         self.write_exit(happened);
+    }
+
+    /// The hypervisor set registers of a guest that has run.
+    pub fn set(&mut self, id: VcpuId, regs: Option<&kvm_regs>, sregs: Option<&kvm_sregs>) {
+        if let Some(regs) = regs {
+            self.input(id, Input::Regs(Box::new(*regs)));
+        }
+        if let Some(sregs) = sregs {
+            self.input(id, Input::Sregs(Box::new(*sregs)));
+        }
+        self.json(&Record::Set(SetRecord {
+            vm: id.vm,
+            vcpu: id.vcpu,
+            registers: regs.map(Into::into),
+            system: sregs.map(Into::into),
+        }));
+    }
+
+    fn input(&mut self, id: VcpuId, input: Input) {
+        let of_this = |recording: &&mut Recording| recording.vm == id.vm && recording.vcpu == id.vcpu;
+        if let Some(recording) = self.recordings.iter_mut().find(of_this) {
+            recording.inputs.push(input);
+        }
     }
 
     fn write_exit(&mut self, happened: Happened) {
