@@ -362,6 +362,23 @@ fn every_picture_is_whole_titled_and_shown() {
 }
 
 #[test]
+fn every_record_of_the_trace_has_its_section() {
+    let schema = read(&root().join("src/trace/record.rs"));
+    let page = Page::new(&root().join("book/src/trace.md"));
+    let inside = schema.split("pub enum Record {").nth(1).and_then(|rest| rest.split("\n}").next());
+    let variants = inside.expect("the schema is this enum").lines().filter_map(|line| line.split_once('('));
+    let names: Vec<String> = variants.map(|(name, _)| name.trim().to_lowercase()).collect();
+    assert!(names.len() > 5, "{names:?}");
+    expect_none(
+        &names
+            .iter()
+            .filter(|name| !page.headings.iter().any(|(_, heading)| heading == *name))
+            .map(|name| format!("trace.md has no section {name}"))
+            .collect::<Vec<_>>(),
+    );
+}
+
+#[test]
 fn the_traces_example_lines_are_what_the_schema_writes() {
     for path in files("book/src/traces", "jsonl") {
         for line in read(&path).lines() {

@@ -135,6 +135,7 @@ pub struct ExitRecord {
     pub system: Option<SystemRegisters>,
 }
 
+// ANCHOR: set
 /// Registers that the hypervisor has set since the last exit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SetRecord {
@@ -145,6 +146,7 @@ pub struct SetRecord {
     /// As given to KVM_SET_SREGS, where that was called.
     pub system: Option<SystemRegisters>,
 }
+// ANCHOR_END: set
 
 /// Which way the data went, as the guest sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
