@@ -361,6 +361,21 @@ fn every_picture_is_whole_titled_and_shown() {
     expect_none(&complaints);
 }
 
+/// A chapter's number stands in bold on the ladder once the chapter is written.
+#[test]
+fn the_ladder_shows_which_chapters_are_written() {
+    let ladder = read(&root().join("book/src/img/ladder.svg"));
+    let written: BTreeSet<String> =
+        pages().iter().filter(|page| page.is_chapter()).map(|page| page.name[..2].to_owned()).collect();
+    let bold = ladder.lines().filter(|line| line.contains("middle small head"));
+    let numbers = bold.filter_map(|line| line.strip_suffix("</text>")?.rsplit('>').next());
+    let shown: BTreeSet<String> = numbers
+        .filter(|text| text.len() == 2 && text.bytes().all(|b| b.is_ascii_digit()))
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(shown, written);
+}
+
 #[test]
 fn every_record_of_the_trace_has_its_section() {
     let schema = read(&root().join("src/trace/record.rs"));
