@@ -7,8 +7,7 @@ use std::process::ExitCode;
 use crate::exit::Unexpected;
 use crate::explain;
 use crate::guest::{ImageError, MemoryError};
-use crate::kvm::{self, OpenError};
-use crate::mode::Mode;
+use crate::kvm::{self, OpenError, Probe};
 use crate::run::options::{self, Command, Options};
 use crate::run::{Run, Stop, interrupt};
 use crate::status::Status;
@@ -20,8 +19,8 @@ pub struct Chapter {
     pub name: &'static str,
     /// The page's title in the book.
     pub title: &'static str,
-    /// The highest mode that its guest reaches, which the machine must be able to run.
-    pub needs: Mode,
+    /// What a machine must be able to run for it.
+    pub needs: Probe,
     /// Its broken variants, for `--break`.
     pub breaks: &'static [Break],
 }
@@ -121,6 +120,9 @@ fn report(run: &Run, error: &anyhow::Error) -> Status {
 }
 
 fn status_of(error: &anyhow::Error) -> Status {
+    if error.is::<GuestFailed>() {
+        return Status::GuestFailed;
+    }
     let root = error.root_cause();
     let bad_input = error.is::<OpenError>()
         || error.is::<ImageError>()
@@ -137,6 +139,11 @@ fn explain_variant(run: &Run) {
         eprintln!("  why: {}", variant.why);
     }
 }
+
+/// The guest ended, and not as it should: a sentence. Exit code 3.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct GuestFailed(pub String);
 
 /// Not an error: `--listing` was given, and the listing has been printed.
 #[derive(Debug, thiserror::Error)]

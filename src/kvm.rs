@@ -37,6 +37,7 @@ pub use kvm_bindings::{
     kvm_userspace_memory_region,
 };
 pub use open::OpenError;
+pub use probe::{Failure as ProbeFailure, Probe, Probed};
 
 use std::sync::{Arc, Mutex};
 

@@ -16,14 +16,14 @@ use anyhow::{Context, Result};
 use vmexit::chapter::{self, Break, Chapter};
 use vmexit::exit::Unexpected;
 use vmexit::guest::{Image, Memory};
-use vmexit::kvm::{IDENTITY_MAP_ADDRESS, Kvm, TSS_ADDRESS, VcpuExit, kvm_userspace_memory_region};
-use vmexit::mode::{Mode, rflags};
+use vmexit::kvm::{IDENTITY_MAP_ADDRESS, Kvm, Probe, TSS_ADDRESS, VcpuExit, kvm_userspace_memory_region};
+use vmexit::mode::rflags;
 use vmexit::run::Run;
 
 const CHAPTER: Chapter = Chapter {
     name: "ch01",
     title: "Sixteen bytes",
-    needs: Mode::Real,
+    needs: Probe::Real,
     breaks: &[
         Break {
             name: "no-hlt",

@@ -14,16 +14,16 @@ use anyhow::{Context, Result, ensure};
 use vmexit::chapter::{self, Break, Chapter};
 use vmexit::exit::{Names, Unexpected};
 use vmexit::guest::{Image, Memory};
-use vmexit::kvm::{Kvm, VcpuExit};
+use vmexit::kvm::{Kvm, Probe, VcpuExit};
 use vmexit::machine::Machine;
-use vmexit::mode::{Mode, enter_protected};
+use vmexit::mode::enter_protected;
 use vmexit::run::Run;
 use vmexit::segment::Descriptor;
 
 const CHAPTER: Chapter = Chapter {
     name: "ch02",
     title: "Why did it come back?",
-    needs: Mode::Real,
+    needs: Probe::Real,
     breaks: &[
         Break {
             name: "shutdown",

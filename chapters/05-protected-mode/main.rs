@@ -12,16 +12,16 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use vmexit::chapter::{self, Break, Chapter};
 use vmexit::guest::{Image, Memory};
-use vmexit::kvm::{Kvm, kvm_segment, kvm_sregs};
+use vmexit::kvm::{Kvm, Probe, kvm_segment, kvm_sregs};
 use vmexit::machine::Machine;
-use vmexit::mode::{Mode, enter_protected};
+use vmexit::mode::enter_protected;
 use vmexit::run::{self, Run};
 use vmexit::segment::Descriptor;
 
 const CHAPTER: Chapter = Chapter {
     name: "ch05",
     title: "Protected mode",
-    needs: Mode::Protected32,
+    needs: Probe::Protected,
     breaks: &[
         Break {
             name: "gdt-limit",

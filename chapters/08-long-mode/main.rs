@@ -13,9 +13,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use vmexit::chapter::{self, Break, Chapter};
 use vmexit::guest::{Image, Memory};
-use vmexit::kvm::Kvm;
+use vmexit::kvm::{Kvm, Probe};
 use vmexit::machine::Machine;
-use vmexit::mode::{Mode, efer, enter_long, enter_protected};
+use vmexit::mode::{efer, enter_long, enter_protected};
 use vmexit::paging;
 use vmexit::run::{self, Run};
 use vmexit::segment::Descriptor;
@@ -23,7 +23,7 @@ use vmexit::segment::Descriptor;
 const CHAPTER: Chapter = Chapter {
     name: "ch08",
     title: "Long mode",
-    needs: Mode::Long64,
+    needs: Probe::Long,
     breaks: &[
         Break {
             name: "no-lme",

@@ -3,8 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::{API_VERSION, Cap, Kvm, KvmBackend, host, probe};
-use crate::mode::Mode;
+use super::{API_VERSION, Cap, Kvm, KvmBackend, Probe, ProbeFailure, host};
 use crate::run::Run;
 use crate::run::options::Backend;
 
@@ -41,7 +40,7 @@ pub enum OpenError {
     #[error(
         "{device} cannot run this chapter's {mode}: its probe guest ended in {ending}. `cargo vmexit lab {chapter}` runs it on a KVM that can"
     )]
-    CannotRun { device: Device, mode: Mode, ending: String, chapter: &'static str },
+    CannotRun { device: Device, mode: Probe, ending: String, chapter: &'static str },
     /// The software machine was asked for by name.
     #[error(
         "the software machine is not part of VM Exit yet: leave out --backend soft, or use `cargo vmexit lab {chapter}`"
@@ -93,7 +92,7 @@ impl Kvm {
         let backend = KvmBackend::Host(open_host(&device)?);
         let mut kvm = Self { backend, run: None };
         check(&kvm, &device)?;
-        let probed = probe::run(&kvm, chapter.needs).map_err(|failure| failure.report(&device, chapter))?;
+        let probed = chapter.needs.run(&kvm).map_err(|failure| failure.report(&device, chapter))?;
         run.set_out_after(probed.out_after);
         eprintln!(
             "{}kvm, the device {device}: a probe guest ran {} on it",
@@ -152,7 +151,7 @@ fn check_version(version: i32, device: &Device) -> Result<(), OpenError> {
     }
 }
 
-impl probe::Failure {
+impl ProbeFailure {
     fn report(self, device: &Device, chapter: &'static crate::chapter::Chapter) -> OpenError {
         let device = device.clone();
         match self {
@@ -201,12 +200,12 @@ mod tests {
     #[test]
     fn a_busy_cpu_and_a_probe_that_died_are_told_apart() {
         static CHAPTER: crate::chapter::Chapter =
-            crate::chapter::Chapter { name: "ch99", title: "", needs: Mode::Long64, breaks: &[] };
-        let busy = probe::Failure::Setup { what: "KVM_CREATE_VM", error: super::super::Error::new(16) };
+            crate::chapter::Chapter { name: "ch99", title: "", needs: Probe::Long, breaks: &[] };
+        let busy = ProbeFailure::Setup { what: "KVM_CREATE_VM", error: super::super::Error::new(16) };
         let busy = busy.report(&device(), &CHAPTER).to_string();
         assert!(busy.contains("another hypervisor"), "{busy}");
-        let died = probe::Failure::Ending("KVM_EXIT_SHUTDOWN".to_owned());
+        let died = ProbeFailure::Ending("KVM_EXIT_SHUTDOWN".to_owned());
         let died = died.report(&device(), &CHAPTER).to_string();
-        assert!(died.contains("long mode, 64-bit code") && died.contains("cargo vmexit lab ch99"), "{died}");
+        assert!(died.contains("long mode") && died.contains("cargo vmexit lab ch99"), "{died}");
     }
 }

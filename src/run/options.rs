@@ -200,12 +200,12 @@ host cannot; 3 the guest failed; 4 the deadline passed; 130 Ctrl-C.
 mod tests {
     use super::*;
     use crate::chapter::Break;
-    use crate::mode::Mode;
+    use crate::kvm::Probe;
 
     const CHAPTER: Chapter = Chapter {
         name: "ch99",
         title: "A test",
-        needs: Mode::Real,
+        needs: Probe::Real,
         breaks: &[Break { name: "it", what: "breaks it", why: "it is broken" }],
     };
 
