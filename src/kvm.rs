@@ -36,7 +36,7 @@ pub use kvm_bindings::{
     CpuId, kvm_dtable, kvm_guest_debug, kvm_regs, kvm_segment, kvm_sregs, kvm_translation,
     kvm_userspace_memory_region,
 };
-pub use open::OpenError;
+pub use open::{Device, OpenError};
 pub use probe::{Failure as ProbeFailure, Probe, Probed};
 
 use std::sync::{Arc, Mutex};
@@ -97,6 +97,14 @@ impl Kvm {
     pub fn check_extension(&self, capability: Cap) -> bool {
         match &self.backend {
             KvmBackend::Host(kvm) => kvm.check_extension(capability),
+        }
+    }
+
+    /// A capability's value, for those that are numbers; 0 where it is missing.
+    #[must_use]
+    pub fn check_extension_int(&self, capability: Cap) -> i32 {
+        match &self.backend {
+            KvmBackend::Host(kvm) => kvm.check_extension_int(capability),
         }
     }
 

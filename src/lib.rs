@@ -4,6 +4,7 @@
 //! have taught so far, one idea a module. In reading order, with the chapter
 //! that each comes from:
 
+pub mod host; // 00: what this machine can do.
 pub mod kvm; // 01: KVM by kvm-ioctls' names, over more than one backend.
 pub mod guest; // 01: guest memory and guest images.
 pub mod machine; // 01: a VM with its memory and one CPU, put together.

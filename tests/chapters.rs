@@ -21,6 +21,7 @@ const fn case(name: &'static str, binary: &'static str, flags: &'static [&'stati
     Case { name, binary, flags }
 }
 
+const CH00: &str = env!("CARGO_BIN_EXE_ch00");
 const CH01: &str = env!("CARGO_BIN_EXE_ch01");
 const CH02: &str = env!("CARGO_BIN_EXE_ch02");
 const CH04: &str = env!("CARGO_BIN_EXE_ch04");
@@ -53,6 +54,9 @@ const CASES: &[Case] = &[
     case("ch08--break-no-lma", CH08, &["--break", "no-lma"]),
 ];
 
+/// The doctor's probe guests: what they say differs with the KVM.
+const DOCTOR: Case = case("ch00--probes", CH00, &["--probes"]);
+
 /// Runs that need no machine at all.
 #[rustfmt::skip] // a case a line
 const WITHOUT_A_MACHINE: &[Case] = &[
@@ -74,6 +78,8 @@ fn main() {
         let not_run = Arc::clone(&not_run);
         trials.push(Trial::test(format!("{}::kvm", case.name), move || on_kvm(case, &not_run)));
     }
+    let of_doctor = Arc::clone(&not_run);
+    trials.push(Trial::test("ch00--probes::kvm", move || doctor(&of_doctor)));
     for case in WITHOUT_A_MACHINE {
         trials.push(Trial::test(case.name, || {
             compare(case, &run(case, &[]));
@@ -118,6 +124,18 @@ fn on_kvm(case: &Case, not_run: &Mutex<Vec<String>>) -> Result<(), Failed> {
     Ok(())
 }
 
+/// The doctor runs everywhere; its probe guests only where there is a device.
+fn doctor(not_run: &Mutex<Vec<String>>) -> Result<(), Failed> {
+    let output = run(&DOCTOR, &[]);
+    if String::from_utf8_lossy(&output.stdout).starts_with("no probe guest ran") {
+        let reason = format!("{}: there is no KVM device that can be opened", DOCTOR.name);
+        not_run.lock().expect("no trial panics while holding it").push(reason);
+        return Ok(());
+    }
+    compare(&DOCTOR, &output);
+    Ok(())
+}
+
 fn compare(case: &Case, output: &Output) {
     let binary = Path::new(case.binary).file_stem().unwrap_or_default().to_string_lossy();
     let mut command = if binary == "ch01" && case.flags.is_empty() {
@@ -141,18 +159,16 @@ fn compare(case: &Case, output: &Output) {
     settings.bind(|| insta::assert_snapshot!(snapshot_for_this_host(case.name), transcript));
 }
 
-/// `NAME@intel` or `NAME@amd` where an ending differs by vendor and this host is
-/// that vendor's, else `NAME`.
+/// `NAME@intel`, `NAME@amd` or `NAME@limited` where an ending differs and this host is of that kind
+/// (limited: a KVM without VMX or SVM), else `NAME`.
 fn snapshot_for_this_host(name: &str) -> String {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let has = |flag: &str| cpuinfo.split_whitespace().any(|word| word == flag);
     let vendors = [("vmx", "intel"), ("svm", "amd")];
-    let own = vendors.iter().find(|(flag, _)| has(flag)).map(|(_, vendor)| format!("{name}@{vendor}"));
-    let exists = |own: &String| {
-        let file = format!("{}/tests/snapshots/{own}.snap", env!("CARGO_MANIFEST_DIR"));
-        Path::new(&file).exists()
-    };
-    own.filter(exists).unwrap_or_else(|| name.to_owned())
+    let kind = vendors.iter().find(|(flag, _)| has(flag)).map_or("limited", |(_, vendor)| vendor);
+    let own = format!("{name}@{kind}");
+    let file = format!("{}/tests/snapshots/{own}.snap", env!("CARGO_MANIFEST_DIR"));
+    if Path::new(&file).exists() { own } else { name.to_owned() }
 }
 
 /// `--break list` and the snapshots name the same variants.

@@ -60,7 +60,8 @@ impl fmt::Display for Device {
 
 impl Device {
     /// `/dev/kvm`, or what `VMEXIT_DEVICE` names.
-    fn chosen() -> Self {
+    #[must_use]
+    pub fn chosen() -> Self {
         let named = std::env::var_os("VMEXIT_DEVICE").filter(|path| !path.is_empty());
         Self(named.map_or_else(|| "/dev/kvm".into(), PathBuf::from))
     }
@@ -77,6 +78,14 @@ fn missing_device() -> &'static str {
 }
 
 impl Kvm {
+    /// Opens a device and asks it nothing; vCPUs made from it are not watched.
+    ///
+    /// # Errors
+    /// The errno of `open`.
+    pub fn open_device(device: &Device) -> super::Result<Self> {
+        Ok(Self { backend: KvmBackend::Host(open_host(device)?), run: None })
+    }
+
     /// Opens the machine that is to run this chapter, and says on stderr which
     /// one that is and why: the backend that was asked for, else the host's
     /// device, if a probe guest shows that it runs the chapter's mode.
@@ -89,8 +98,7 @@ impl Kvm {
             return Err(OpenError::NoSoftwareMachine { chapter: chapter.name });
         }
         let device = Device::chosen();
-        let backend = KvmBackend::Host(open_host(&device)?);
-        let mut kvm = Self { backend, run: None };
+        let mut kvm = Self::open_device(&device).map_err(|error| refused(device.clone(), error))?;
         check(&kvm, &device)?;
         let probed = chapter.needs.run(&kvm).map_err(|failure| failure.report(&device, chapter))?;
         run.set_out_after(probed.out_after);
@@ -106,16 +114,17 @@ impl Kvm {
 }
 
 #[cfg(host_kvm)]
-fn open_host(device: &Device) -> Result<host::Kvm, OpenError> {
+fn open_host(device: &Device) -> super::Result<host::Kvm> {
     use std::os::unix::ffi::OsStrExt;
     let path = std::ffi::CString::new(device.0.as_os_str().as_bytes());
-    let path = path.map_err(|_| OpenError::NoDevice { device: device.clone() })?;
-    host::Kvm::new_with_path(&path).map_err(|error| refused(device.clone(), error))
+    // A path with a zero byte in it names no file.
+    let path = path.map_err(|_| super::Error::new(libc::ENOENT))?;
+    host::Kvm::new_with_path(&path)
 }
 
 #[cfg(not(host_kvm))]
-fn open_host(device: &Device) -> Result<host::Kvm, OpenError> {
-    host::Kvm::new().map_err(|error| refused(device.clone(), error))
+fn open_host(_: &Device) -> super::Result<host::Kvm> {
+    host::Kvm::new()
 }
 
 fn refused(device: Device, error: super::Error) -> OpenError {

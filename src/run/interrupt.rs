@@ -34,17 +34,21 @@ mod host {
         CTRL_C.load(Ordering::Relaxed)
     }
 
-    /// Installs the handlers, and lets a closed pipe (`ch01 | head -1`) end the
-    /// program as it ends any other.
+    /// Handles Ctrl-C, and lets a closed pipe (`ch01 | head -1`) end the program
+    /// as it ends any other.
     pub fn prepare() {
-        // SAFETY: the handler is async-signal-safe (atomics, a const thread-local without a
-        // destructor, _exit), and SIG_DFL is a handler that every signal may have.
+        handle(libc::SIGINT);
+        // SAFETY: every signal may have the handler SIG_DFL.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    }
+
+    fn handle(signal: libc::c_int) {
+        // SAFETY: `kick` is async-signal-safe: atomics, a const thread-local without a destructor,
+        // and _exit.
         unsafe {
             let mut action: libc::sigaction = zeroed();
             action.sa_sigaction = kick as *const () as libc::sighandler_t;
-            libc::sigaction(libc::SIGINT, &raw const action, null_mut());
-            libc::sigaction(libc::SIGALRM, &raw const action, null_mut());
-            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+            libc::sigaction(signal, &raw const action, null_mut());
         }
     }
 
@@ -87,6 +91,7 @@ mod host {
             if made != 0 {
                 return None;
             }
+            handle(libc::SIGALRM);
             IMMEDIATE_EXIT.set(immediate_exit);
             // SAFETY: timer_create succeeded, so it has written the timer.
             let kick = Self { timer: unsafe { timer.assume_init() } };

@@ -1,0 +1,85 @@
+//! The AMD machine: QEMU's software CPU, which emulates SVM with nested paging.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use super::Machine;
+use super::boot::Files;
+use crate::failure::Failure;
+
+/// The CPU that the machine has. kvm_amd needs `svm`; `npt` makes it fast.
+const CPU: &str = "EPYC,+svm,+npt";
+
+/// Memory in MiB.
+const MEMORY: &str = "1024";
+
+/// The program's name when setup was not told where it is.
+#[must_use]
+pub fn program(named: Option<&PathBuf>) -> PathBuf {
+    named.cloned().unwrap_or_else(|| PathBuf::from("qemu-system-x86_64"))
+}
+
+/// Checks that QEMU is there and that its software CPU can be an AMD with SVM.
+///
+/// # Errors
+/// [`Failure`] with what is missing.
+pub fn check(program: &Path) -> Result<()> {
+    let name = program.display();
+    let Ok(output) = Command::new(program).args(["-cpu", "help"]).output() else {
+        bail!(Failure::bad_input(format!("{name} is not installed; run `cargo vmexit lab setup`")));
+    };
+    let help = String::from_utf8_lossy(&output.stdout);
+    if let Some(missing) = missing_feature(&help) {
+        bail!(Failure::bad_input(format!(
+            "{name} knows no {missing}, which the AMD machine needs: give QEMU 7.2 or newer to \
+             `cargo vmexit lab setup --qemu PATH`"
+        )));
+    }
+    Ok(())
+}
+
+/// What `qemu-system-x86_64 -cpu help` does not list of the words in [`CPU`].
+fn missing_feature(help: &str) -> Option<&'static str> {
+    let words: Vec<&str> = help.split_whitespace().collect();
+    ["EPYC", "svm", "npt"].into_iter().find(|feature| !words.contains(feature))
+}
+
+/// The command that runs the machine.
+#[must_use]
+pub fn command(program: &Path, files: &Files) -> Command {
+    let mut command = Command::new(program);
+    command
+        .args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU, "-m", MEMORY])
+        // Nothing of the user's: no config, no network, no window, no monitor.
+        .args(["-no-user-config", "-nic", "none", "-display", "none", "-monitor", "none", "-no-reboot"])
+        .arg("-serial")
+        .arg(prefixed("file:", &files.console))
+        .arg("-serial")
+        .arg(prefixed("file:", &files.results))
+        .arg("-kernel")
+        .arg(&files.kernel)
+        .arg("-initrd")
+        .arg(&files.initramfs)
+        .args(["-append", Machine::KERNEL_ARGUMENTS]);
+    command
+}
+
+fn prefixed(prefix: &str, path: &Path) -> std::ffi::OsString {
+    let mut text = std::ffi::OsString::from(prefix);
+    text.push(path);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_qemu_without_svm_is_told_from_one_that_has_it() {
+        assert_eq!(missing_feature("x86 EPYC  (alias)\n  npt nx svm svm-lock"), None);
+        assert_eq!(missing_feature("x86 EPYC  (alias)\n  npt nx svm-lock"), Some("svm"));
+        assert_eq!(missing_feature("Available CPUs:\nx86 qemu64\n svm npt"), Some("EPYC"));
+    }
+}

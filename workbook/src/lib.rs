@@ -1,0 +1,10 @@
+//! The tool beside the workbook, `cargo vmexit`: what its subcommands do.
+
+pub mod failure;
+pub mod root;
+pub mod chapters;
+pub mod book;
+#[cfg(unix)]
+pub mod interrupt;
+#[cfg(unix)]
+pub mod lab;
