@@ -6,7 +6,7 @@ use crate::guest::{Image, Memory};
 use crate::kvm::{
     IDENTITY_MAP_ADDRESS, Kvm, MAX_CPUID_ENTRIES, TSS_ADDRESS, VcpuFd, VmFd, kvm_userspace_memory_region,
 };
-use crate::mode::rflags;
+use crate::mode::{enter_real, rflags};
 
 /// A virtual machine with one CPU. Fields drop in this order: KVM lets go of
 /// the memory before it is unmapped.
@@ -42,7 +42,7 @@ impl Machine {
         let cpuid = kvm.get_supported_cpuid(MAX_CPUID_ENTRIES).context("KVM_GET_SUPPORTED_CPUID")?;
         machine.vcpu.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")?;
         let mut sregs = machine.vcpu.get_sregs().context("KVM_GET_SREGS")?;
-        (sregs.cs.selector, sregs.cs.base) = (0, 0);
+        enter_real(&mut sregs);
         machine.vcpu.set_sregs(&sregs).context("KVM_SET_SREGS")?;
         Ok(machine)
     }

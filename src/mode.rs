@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use crate::kvm::kvm_sregs;
+use crate::kvm::{kvm_segment, kvm_sregs};
 use crate::segment::{self, Descriptor};
 
 /// CR0. Intel SDM Vol. 3A, "Control Registers".
@@ -142,6 +142,16 @@ pub fn control_bits(sregs: &kvm_sregs) -> String {
     )
 }
 
+/// Real mode as after reset, but for CS, which moves to selector 0: every
+/// segment complete, as VMX asks. A new vCPU of kvm_amd lacks the accessed bits,
+/// which only Intel's CPUs look at.
+pub fn enter_real(sregs: &mut kvm_sregs) {
+    let data = kvm_segment { limit: 0xffff, type_: 3, present: 1, s: 1, ..kvm_segment::default() };
+    sregs.cs = kvm_segment { type_: 11, ..data };
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    sregs.cr0 &= !cr0::PE;
+}
+
 // ANCHOR: enter_protected
 /// Protected mode with flat segments, as a guest would leave it behind after its
 /// far jump and its `mov`s to the data segment registers: `code` at selector 8,
@@ -188,7 +198,7 @@ fn names(value: u64, bits: &[(&str, u64)]) -> String {
 mod tests {
     use super::*;
     use crate::explain::entry_findings;
-    use crate::kvm::{kvm_regs, kvm_segment};
+    use crate::kvm::kvm_regs;
 
     /// Values of Linux's `arch/x86/include/uapi/asm/processor-flags.h` and `msr-index.h`.
     #[test]
@@ -226,29 +236,19 @@ mod tests {
         assert_eq!(control_bits(&sregs), "CR0 = PE|PG, CR4 = 0, EFER = LME|LMA");
     }
 
-    /// The state after reset: Intel SDM Vol. 3A, "IA-32 and Intel 64 Processor States Following
-    /// Power-up, Reset, or INIT", with CS moved to 0 as chapter 01 does.
-    fn after_reset() -> kvm_sregs {
-        let data = kvm_segment { limit: 0xffff, type_: 3, present: 1, s: 1, ..kvm_segment::default() };
-        kvm_sregs {
-            cs: kvm_segment { type_: 11, ..data },
-            ds: data,
-            es: data,
-            fs: data,
-            gs: data,
-            ss: data,
+    #[test]
+    fn every_state_that_is_set_from_outside_passes_the_checks_of_vm_entry() {
+        let regs = kvm_regs { rip: 0x1000, rflags: rflags::FIXED, ..kvm_regs::default() };
+        // TR, LDTR and CR0 as after reset. SDM Vol. 3A, "IA-32 and Intel 64 Processor States
+        // Following Power-up, Reset, or INIT".
+        let mut sregs = kvm_sregs {
             tr: kvm_segment { limit: 0xffff, type_: 11, present: 1, ..kvm_segment::default() },
             ldt: kvm_segment { limit: 0xffff, type_: 2, present: 1, ..kvm_segment::default() },
             cr0: cr0::CD | cr0::NW | cr0::ET,
             ..kvm_sregs::default()
-        }
-    }
-
-    #[test]
-    fn every_state_that_is_set_from_outside_passes_the_checks_of_vm_entry() {
-        let regs = kvm_regs { rip: 0x1000, rflags: rflags::FIXED, ..kvm_regs::default() };
-        let mut sregs = after_reset();
-        assert_eq!(entry_findings(&regs, &sregs), [], "chapter 01");
+        };
+        enter_real(&mut sregs);
+        assert_eq!(entry_findings(&regs, &sregs), [], "chapters 01, 02 and 04");
         enter_protected(&mut sregs, Descriptor::CODE_32);
         assert_eq!(entry_findings(&regs, &sregs), [], "chapter 05");
         assert_eq!(describe(&sregs), "protected mode, 32-bit code, ring 0; CR0 = PE|ET, CR4 = 0, EFER = 0");

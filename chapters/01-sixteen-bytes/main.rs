@@ -17,7 +17,7 @@ use vmexit::chapter::{self, Break, Chapter};
 use vmexit::exit::Unexpected;
 use vmexit::guest::{Image, Memory};
 use vmexit::kvm::{IDENTITY_MAP_ADDRESS, Kvm, Probe, TSS_ADDRESS, VcpuExit, kvm_userspace_memory_region};
-use vmexit::mode::rflags;
+use vmexit::mode::{enter_real, rflags};
 use vmexit::run::Run;
 
 const CHAPTER: Chapter = Chapter {
@@ -90,11 +90,12 @@ fn sixteen_bytes(run: &Run) -> Result<()> {
     // SAFETY: `memory` is declared before `vm` and `vcpu`, so it is unmapped after both are gone.
     unsafe { vm.set_user_memory_region(slot) }.context("KVM_SET_USER_MEMORY_REGION")?;
 
-    // A new CPU is in real mode, as after reset. Only where it starts is ours to say.
+    // A new CPU is in real mode, as after reset. Where it starts is ours to say: CS:RIP = 0000:1000.
     let mut vcpu = vm.create_vcpu(0).context("KVM_CREATE_VCPU")?;
     let mut sregs = vcpu.get_sregs().context("KVM_GET_SREGS")?;
-    if !run.breaks("reset-cs") {
-        (sregs.cs.selector, sregs.cs.base) = (0, 0);
+    enter_real(&mut sregs);
+    if run.breaks("reset-cs") {
+        (sregs.cs.selector, sregs.cs.base) = (0xf000, 0xffff_0000);
     }
     vcpu.set_sregs(&sregs).context("KVM_SET_SREGS")?;
     let mut regs = vcpu.get_regs().context("KVM_GET_REGS")?;

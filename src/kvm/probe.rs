@@ -163,7 +163,7 @@ impl Probe {
     fn prepare(self, memory: &Memory, sregs: &mut kvm_sregs) -> Result<(), Failure> {
         memory.write(LOAD_ADDRESS, if self == Self::Exception { &FAULTING } else { &CODE })?;
         match self {
-            Self::Real => (sregs.cs.selector, sregs.cs.base) = (0, 0),
+            Self::Real => mode::enter_real(sregs),
             Self::Protected => mode::enter_protected(sregs, Descriptor::CODE_32),
             Self::Paging32 => {
                 mode::enter_protected(sregs, Descriptor::CODE_32);
