@@ -114,7 +114,8 @@ mod host {
 
     fn timespec(duration: Duration) -> libc::timespec {
         libc::timespec {
-            tv_sec: duration.as_secs() as libc::time_t,
+            // At most a day: a deadline's limit.
+            tv_sec: duration.as_secs() as _,
             tv_nsec: libc::c_long::from(duration.subsec_nanos()),
         }
     }

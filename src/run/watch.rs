@@ -1,6 +1,7 @@
 //! What stands between a chapter's `vcpu.run()` and `KVM_RUN`: the deadline,
 //! Ctrl-C, single-stepping, and the trace.
 
+use std::cell::Cell;
 use std::mem::transmute;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -25,6 +26,9 @@ pub struct Watch {
     vcpu: VcpuId,
     slots: Arc<Mutex<Slots>>,
     entered: bool,
+    /// The system registers as the chapter set them before the first entry: KVM may mend what it is
+    /// given, and the checks of VM entry are about what was given.
+    given: Cell<Option<kvm_sregs>>,
     /// The last exit waits for an answer, which lies in the kvm_run page from the
     /// chapter's handler on: the place and its length.
     answer: Option<(*const u8, usize)>,
@@ -48,6 +52,7 @@ impl Watch {
             vcpu: VcpuId { vm, vcpu },
             slots,
             entered: false,
+            given: Cell::new(None),
             answer: None,
             io_pending: false,
             stepping,
@@ -60,6 +65,8 @@ impl Watch {
     pub fn note_set(&self, regs: Option<&kvm_regs>, sregs: Option<&kvm_sregs>) {
         if self.entered {
             self.run.recorder().set(self.vcpu, regs, sregs);
+        } else if let Some(sregs) = sregs {
+            self.given.set(Some(*sregs));
         }
     }
 
@@ -123,7 +130,8 @@ impl Watch {
             let state = self.state(vcpu)?;
             let slots = self.slots.lock().expect("nobody panics while holding the slots");
             self.run.recorder().entry(self.vcpu, &state, &slots);
-            for finding in explain::entry_findings(&state.regs, &state.sregs) {
+            let given = self.given.get().unwrap_or(state.sregs);
+            for finding in explain::entry_findings(&state.regs, &given) {
                 eprintln!("{}: entry check: {finding}", self.run.chapter().name);
             }
         }
