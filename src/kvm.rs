@@ -3,8 +3,8 @@
 //!
 //! Methods, arguments and results are those of the crate kvm-ioctls, so what
 //! is learned here reads the same in Firecracker's source. The one new name is
-//! [`Kvm::open`], which picks the backend. Each handle is an enum over the
-//! backends; today the host's device is the only one.
+//! [`Kvm::open`], which picks the backend. Each handle is an enum over the two
+//! backends: the host's device, and the software machine.
 //!
 //! A vCPU that comes from [`Kvm::open`] is *watched*: its deadline is kept,
 //! Ctrl-C ends it, and every exit goes to the trace. One that comes from
@@ -17,6 +17,7 @@ mod absent;
 mod portable;
 mod open;
 mod probe;
+mod soft;
 
 #[cfg(not(host_kvm))]
 use absent as host;
@@ -27,14 +28,14 @@ use kvm_ioctls as host;
 pub use absent::CpuId;
 #[cfg(not(host_kvm))]
 pub use absent::bindings::{
-    kvm_dtable, kvm_guest_debug, kvm_regs, kvm_segment, kvm_sregs, kvm_translation,
-    kvm_userspace_memory_region,
+    kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_dtable, kvm_guest_debug, kvm_regs, kvm_segment, kvm_sregs,
+    kvm_translation, kvm_userspace_memory_region,
 };
 pub use host::{Cap, Error, VcpuExit};
 #[cfg(host_kvm)]
 pub use kvm_bindings::{
-    CpuId, kvm_dtable, kvm_guest_debug, kvm_regs, kvm_segment, kvm_sregs, kvm_translation,
-    kvm_userspace_memory_region,
+    CpuId, kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_dtable, kvm_guest_debug, kvm_regs, kvm_segment,
+    kvm_sregs, kvm_translation, kvm_userspace_memory_region,
 };
 pub use open::{Device, OpenError};
 pub use probe::{Failure as ProbeFailure, Probe, Probed};
@@ -71,6 +72,7 @@ pub struct Kvm {
 
 enum KvmBackend {
     Host(host::Kvm),
+    Soft(soft::Kvm),
 }
 
 impl Kvm {
@@ -84,11 +86,18 @@ impl Kvm {
         Ok(Self { backend, run: None })
     }
 
+    /// The software machine; vCPUs made from it are not watched.
+    #[must_use]
+    pub fn soft() -> Self {
+        Self { backend: KvmBackend::Soft(soft::Kvm), run: None }
+    }
+
     /// The version of the API, 12 on every KVM since 2007; negative where the file is no KVM device.
     #[must_use]
     pub fn get_api_version(&self) -> i32 {
         match &self.backend {
             KvmBackend::Host(kvm) => kvm.get_api_version(),
+            KvmBackend::Soft(kvm) => kvm.get_api_version(),
         }
     }
 
@@ -97,6 +106,7 @@ impl Kvm {
     pub fn check_extension(&self, capability: Cap) -> bool {
         match &self.backend {
             KvmBackend::Host(kvm) => kvm.check_extension(capability),
+            KvmBackend::Soft(kvm) => kvm.check_extension(capability),
         }
     }
 
@@ -105,6 +115,7 @@ impl Kvm {
     pub fn check_extension_int(&self, capability: Cap) -> i32 {
         match &self.backend {
             KvmBackend::Host(kvm) => kvm.check_extension_int(capability),
+            KvmBackend::Soft(kvm) => kvm.check_extension_int(capability),
         }
     }
 
@@ -115,6 +126,7 @@ impl Kvm {
     pub fn get_supported_cpuid(&self, num_entries: usize) -> Result<CpuId> {
         match &self.backend {
             KvmBackend::Host(kvm) => kvm.get_supported_cpuid(num_entries),
+            KvmBackend::Soft(kvm) => kvm.get_supported_cpuid(num_entries),
         }
     }
 
@@ -125,6 +137,7 @@ impl Kvm {
     pub fn create_vm(&self) -> Result<VmFd> {
         let backend = match &self.backend {
             KvmBackend::Host(kvm) => VmBackend::Host(kvm.create_vm()?),
+            KvmBackend::Soft(kvm) => VmBackend::Soft(kvm.create_vm()?),
         };
         let watched = self.run.as_ref().map(|run| Watched {
             run: run.clone(),
@@ -143,6 +156,7 @@ pub struct VmFd {
 
 enum VmBackend {
     Host(host::VmFd),
+    Soft(soft::VmFd),
 }
 
 /// What the vCPUs of a watched VM share.
@@ -167,6 +181,8 @@ impl VmFd {
         match &self.backend {
             // SAFETY: the caller makes the promise that this function asks for, word for word.
             VmBackend::Host(vm) => unsafe { vm.set_user_memory_region(region)? },
+            // SAFETY: the same promise.
+            VmBackend::Soft(vm) => unsafe { vm.set_user_memory_region(region)? },
         }
         if let Some(watched) = &self.watched {
             let mut slots = watched.slots.lock().expect("nobody panics while holding the slots");
@@ -183,6 +199,7 @@ impl VmFd {
     pub fn set_tss_address(&self, offset: usize) -> Result<()> {
         match &self.backend {
             VmBackend::Host(vm) => vm.set_tss_address(offset),
+            VmBackend::Soft(vm) => vm.set_tss_address(offset),
         }
     }
 
@@ -193,6 +210,7 @@ impl VmFd {
     pub fn set_identity_map_address(&self, address: u64) -> Result<()> {
         match &self.backend {
             VmBackend::Host(vm) => vm.set_identity_map_address(address),
+            VmBackend::Soft(vm) => vm.set_identity_map_address(address),
         }
     }
 
@@ -203,6 +221,7 @@ impl VmFd {
     pub fn create_vcpu(&self, id: u64) -> Result<VcpuFd> {
         let backend = match &self.backend {
             VmBackend::Host(vm) => VcpuBackend::Host(vm.create_vcpu(id)?),
+            VmBackend::Soft(vm) => VcpuBackend::Soft(vm.create_vcpu(id)?),
         };
         let watch = self.watched.as_ref().map(|watched| {
             let slots = Arc::clone(&watched.slots);
@@ -222,6 +241,7 @@ pub struct VcpuFd {
 /// A vCPU of one backend: what [`VcpuFd`] and its watch call.
 pub(crate) enum VcpuBackend {
     Host(host::VcpuFd),
+    Soft(soft::VcpuFd),
 }
 
 impl VcpuFd {
@@ -240,6 +260,7 @@ impl VcpuFd {
     pub fn set_regs(&self, regs: &kvm_regs) -> Result<()> {
         match &self.backend {
             VcpuBackend::Host(vcpu) => vcpu.set_regs(regs)?,
+            VcpuBackend::Soft(vcpu) => vcpu.set_regs(regs)?,
         }
         if let Some(watch) = &self.watch {
             watch.note_set(Some(regs), None);
@@ -263,6 +284,7 @@ impl VcpuFd {
     pub fn set_sregs(&self, sregs: &kvm_sregs) -> Result<()> {
         match &self.backend {
             VcpuBackend::Host(vcpu) => vcpu.set_sregs(sregs)?,
+            VcpuBackend::Soft(vcpu) => vcpu.set_sregs(sregs)?,
         }
         if let Some(watch) = &self.watch {
             watch.note_set(None, Some(sregs));
@@ -277,6 +299,7 @@ impl VcpuFd {
     pub fn set_cpuid2(&self, cpuid: &CpuId) -> Result<()> {
         match &self.backend {
             VcpuBackend::Host(vcpu) => vcpu.set_cpuid2(cpuid),
+            VcpuBackend::Soft(vcpu) => vcpu.set_cpuid2(cpuid),
         }
     }
 
@@ -314,6 +337,7 @@ impl VcpuFd {
         match &mut self.watch {
             None => match &mut self.backend {
                 VcpuBackend::Host(vcpu) => vcpu.run(),
+                VcpuBackend::Soft(vcpu) => vcpu.run(),
             },
             Some(watch) => watch.run(&mut self.backend),
         }
@@ -324,30 +348,35 @@ impl VcpuBackend {
     pub(crate) fn get_regs(&self) -> Result<kvm_regs> {
         match self {
             Self::Host(vcpu) => vcpu.get_regs(),
+            Self::Soft(vcpu) => vcpu.get_regs(),
         }
     }
 
     pub(crate) fn get_sregs(&self) -> Result<kvm_sregs> {
         match self {
             Self::Host(vcpu) => vcpu.get_sregs(),
+            Self::Soft(vcpu) => vcpu.get_sregs(),
         }
     }
 
     pub(crate) fn set_guest_debug(&self, debug: &kvm_guest_debug) -> Result<()> {
         match self {
             Self::Host(vcpu) => vcpu.set_guest_debug(debug),
+            Self::Soft(vcpu) => vcpu.set_guest_debug(debug),
         }
     }
 
     pub(crate) fn translate_gva(&self, gva: u64) -> Result<kvm_translation> {
         match self {
             Self::Host(vcpu) => vcpu.translate_gva(gva),
+            Self::Soft(vcpu) => vcpu.translate_gva(gva),
         }
     }
 
     pub(crate) fn set_kvm_immediate_exit(&mut self, value: u8) {
         match self {
             Self::Host(vcpu) => vcpu.set_kvm_immediate_exit(value),
+            Self::Soft(vcpu) => vcpu.set_kvm_immediate_exit(value),
         }
     }
 
@@ -358,12 +387,14 @@ impl VcpuBackend {
             Self::Host(vcpu) => &raw mut vcpu.get_kvm_run().immediate_exit,
             #[cfg(not(host_kvm))]
             Self::Host(vcpu) => vcpu.get_kvm_run().immediate_exit(),
+            Self::Soft(vcpu) => vcpu.immediate_exit(),
         }
     }
 
     pub(crate) fn run(&mut self) -> Result<VcpuExit<'_>> {
         match self {
             Self::Host(vcpu) => vcpu.run(),
+            Self::Soft(vcpu) => vcpu.run(),
         }
     }
 
@@ -371,6 +402,7 @@ impl VcpuBackend {
     pub(crate) fn details(&mut self) -> Details {
         match self {
             Self::Host(vcpu) => Details::of(vcpu.get_kvm_run()),
+            Self::Soft(vcpu) => vcpu.details(),
         }
     }
 }
@@ -434,6 +466,7 @@ mod tests {
         same_layout!(kvm_translation: linear_address, physical_address, valid, writeable, usermode);
         same_layout!(kvm_debug_exit_arch: exception, pc, dr6, dr7);
         same_layout!(kvm_guest_debug: control, arch);
+        same_layout!(kvm_cpuid_entry2: function, index, flags, eax, ebx, ecx, edx);
         same_layout!(kvm_userspace_memory_region: slot, flags, guest_phys_addr, memory_size, userspace_addr);
     }
 }

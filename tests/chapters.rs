@@ -1,5 +1,6 @@
-//! Runs every chapter and every broken variant as a reader would, and compares
-//! what the terminal shows with `tests/snapshots/`.
+//! Runs every chapter and every broken variant as a reader would, on the host's
+//! KVM and on the software machine, and compares what the terminal shows with
+//! `tests/snapshots/`: one snapshot for both.
 //!
 //! What the host's KVM cannot run is listed at the end, with the reason.
 
@@ -77,6 +78,10 @@ fn main() {
     for case in CASES {
         let not_run = Arc::clone(&not_run);
         trials.push(Trial::test(format!("{}::kvm", case.name), move || on_kvm(case, &not_run)));
+        trials.push(Trial::test(format!("{}::soft", case.name), || {
+            compare_with(&snapshot_for_soft(case.name), case, &run(case, &["--backend", "soft"]));
+            Ok(())
+        }));
     }
     let of_doctor = Arc::clone(&not_run);
     trials.push(Trial::test("ch00--probes::kvm", move || doctor(&of_doctor)));
@@ -137,6 +142,10 @@ fn doctor(not_run: &Mutex<Vec<String>>) -> Result<(), Failed> {
 }
 
 fn compare(case: &Case, output: &Output) {
+    compare_with(&snapshot_for_this_host(case.name), case, output);
+}
+
+fn compare_with(snapshot: &str, case: &Case, output: &Output) {
     let binary = Path::new(case.binary).file_stem().unwrap_or_default().to_string_lossy();
     let mut command = if binary == "ch01" && case.flags.is_empty() {
         "cargo run".to_owned()
@@ -156,7 +165,7 @@ fn compare(case: &Case, output: &Output) {
     settings.set_snapshot_path("snapshots");
     settings.set_prepend_module_to_snapshot(false);
     settings.set_omit_expression(true);
-    settings.bind(|| insta::assert_snapshot!(snapshot_for_this_host(case.name), transcript));
+    settings.bind(|| insta::assert_snapshot!(snapshot, transcript));
 }
 
 /// `NAME@intel`, `NAME@amd` or `NAME@limited` where an ending differs and this host is of that kind
@@ -166,6 +175,15 @@ fn snapshot_for_this_host(name: &str) -> String {
     let has = |flag: &str| cpuinfo.split_whitespace().any(|word| word == flag);
     let vendors = [("vmx", "intel"), ("svm", "amd")];
     let kind = vendors.iter().find(|(flag, _)| has(flag)).map_or("limited", |(_, vendor)| vendor);
+    own_or_shared(name, kind)
+}
+
+/// `NAME@soft` where the software machine's ending differs, else `NAME`.
+fn snapshot_for_soft(name: &str) -> String {
+    own_or_shared(name, "soft")
+}
+
+fn own_or_shared(name: &str, kind: &str) -> String {
     let own = format!("{name}@{kind}");
     let file = format!("{}/tests/snapshots/{own}.snap", env!("CARGO_MANIFEST_DIR"));
     if Path::new(&file).exists() { own } else { name.to_owned() }

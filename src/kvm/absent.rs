@@ -6,7 +6,9 @@ pub mod bindings;
 
 use std::fmt;
 
-use bindings::{kvm_guest_debug, kvm_regs, kvm_sregs, kvm_translation, kvm_userspace_memory_region};
+use bindings::{
+    kvm_cpuid_entry2, kvm_guest_debug, kvm_regs, kvm_sregs, kvm_translation, kvm_userspace_memory_region,
+};
 
 type Result<T> = std::result::Result<T, Error>;
 
@@ -57,9 +59,21 @@ pub enum VcpuExit<'a> {
     InternalError,
 }
 
-/// CPUID entries: there is no KVM here to have any.
-#[derive(Debug)]
-pub enum CpuId {}
+/// CPUID entries, as kvm-bindings wraps them.
+#[derive(Clone, Debug)]
+pub struct CpuId(Vec<kvm_cpuid_entry2>);
+
+impl CpuId {
+    /// # Errors
+    /// None; kvm-bindings' has a limit.
+    pub fn from_entries(entries: &[kvm_cpuid_entry2]) -> std::result::Result<Self, std::convert::Infallible> {
+        Ok(Self(entries.to_vec()))
+    }
+
+    pub fn as_slice(&self) -> &[kvm_cpuid_entry2] {
+        &self.0
+    }
+}
 
 /// The page that KVM shares with a vCPU's owner: there is no KVM here to share one.
 #[allow(non_camel_case_types)] // the kernel's name

@@ -41,11 +41,21 @@ pub enum OpenError {
         "{device} cannot run this chapter's {mode}: its probe guest ended in {ending}. `cargo vmexit lab {chapter}` runs it on a KVM that can"
     )]
     CannotRun { device: Device, mode: Probe, ending: String, chapter: &'static str },
-    /// The software machine was asked for by name.
-    #[error(
-        "the software machine is not part of VM Exit yet: leave out --backend soft, or use `cargo vmexit lab {chapter}`"
-    )]
-    NoSoftwareMachine { chapter: &'static str },
+}
+
+impl OpenError {
+    /// What is wrong, without the way out: half a line.
+    fn in_short(&self) -> String {
+        match self {
+            Self::NoDevice { device } => format!("{device} does not exist"),
+            Self::NoPermission { device } => format!("you may not open {device}"),
+            Self::Setup { device, what, reason, .. } => format!("{device}: {what} failed: {reason}"),
+            Self::CannotRun { device, mode, ending, .. } => {
+                format!("{device} cannot run this chapter's {mode}, its probe guest ended in {ending}")
+            }
+            other => other.to_string(),
+        }
+    }
 }
 
 /// The path of a KVM device.
@@ -88,28 +98,34 @@ impl Kvm {
 
     /// Opens the machine that is to run this chapter, and says on stderr which
     /// one that is and why: the backend that was asked for, else the host's
-    /// device, if a probe guest shows that it runs the chapter's mode.
+    /// device, if a probe guest shows that it runs the chapter's mode, else the
+    /// software machine.
     ///
     /// # Errors
-    /// Every way in which there is no machine, each as a sentence.
+    /// With `--backend kvm`, every way in which there is no such machine, each as a sentence.
     pub fn open(run: &Run) -> Result<Self, OpenError> {
-        let chapter = run.chapter();
-        if run.options().backend == Some(Backend::Soft) {
-            return Err(OpenError::NoSoftwareMachine { chapter: chapter.name });
-        }
-        let device = Device::chosen();
-        let mut kvm = Self::open_device(&device).map_err(|error| refused(device.clone(), error))?;
-        check(&kvm, &device)?;
-        let probed = chapter.needs.run(&kvm).map_err(|failure| failure.report(&device, chapter))?;
-        run.set_out_after(probed.out_after);
-        eprintln!(
-            "{}kvm, the device {device}: a probe guest ran {} on it",
-            crate::transcript::BACKEND_NOTE,
-            chapter.needs
-        );
+        let (mut kvm, why) = match run.options().backend {
+            Some(Backend::Soft) => (Self::soft(), "soft, the software machine, as you asked".to_owned()),
+            Some(Backend::Kvm) => Self::probed(run)?,
+            None => match Self::probed(run) {
+                Ok(found) => found,
+                Err(error) => (Self::soft(), format!("soft, the software machine: {}", error.in_short())),
+            },
+        };
+        eprintln!("{}{why}", crate::transcript::BACKEND_NOTE);
         run.recorder().release();
         kvm.run = Some(run.clone());
         Ok(kvm)
+    }
+
+    /// The host's device, and what a probe guest showed.
+    fn probed(run: &Run) -> Result<(Self, String), OpenError> {
+        let (device, chapter) = (Device::chosen(), run.chapter());
+        let kvm = Self::open_device(&device).map_err(|error| refused(device.clone(), error))?;
+        check(&kvm, &device)?;
+        let probed = chapter.needs.run(&kvm).map_err(|failure| failure.report(&device, chapter))?;
+        run.set_out_after(probed.out_after);
+        Ok((kvm, format!("kvm, the device {device}: a probe guest ran {} on it", chapter.needs)))
     }
 }
 

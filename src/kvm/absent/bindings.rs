@@ -129,3 +129,17 @@ pub struct kvm_userspace_memory_region {
     pub memory_size: u64,
     pub userspace_addr: u64,
 }
+
+/// A CPUID leaf.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct kvm_cpuid_entry2 {
+    pub function: u32,
+    pub index: u32,
+    pub flags: u32,
+    pub eax: u32,
+    pub ebx: u32,
+    pub ecx: u32,
+    pub edx: u32,
+    pub padding: [u32; 3],
+}

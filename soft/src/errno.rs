@@ -1,0 +1,17 @@
+//! The errors of KVM's ioctls that the software machine returns, with Linux's
+//! numbers on every host.
+
+/// An errno.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Errno(pub i32);
+
+impl Errno {
+    /// Interrupted: `immediate_exit` was set.
+    pub const EINTR: Self = Self(4);
+    /// Too many CPUID entries.
+    pub const E2BIG: Self = Self(7);
+    /// It exists already, or overlaps what exists.
+    pub const EEXIST: Self = Self(17);
+    /// What was given cannot be.
+    pub const EINVAL: Self = Self(22);
+}

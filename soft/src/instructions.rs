@@ -1,0 +1,62 @@
+//! The instructions, a group a module. Each module's `handler` is its table of
+//! contents: which mnemonic is executed by what.
+
+mod alu;
+mod bits;
+mod branch;
+mod control;
+mod far;
+mod flag;
+mod moves;
+mod multiply;
+mod port;
+mod shift;
+mod sse;
+mod stack;
+mod string;
+mod system;
+mod syscall;
+mod tables;
+
+use iced_x86::{Instruction, Mnemonic};
+
+use crate::cpu::Cpu;
+use crate::op::{Handler, Op};
+use crate::stop::{Done, Fault, Stop};
+
+/// What executes an instruction: for one that no CPU has #UD, for one that nobody has written here
+/// [`Stop::Unimplemented`].
+pub fn handler(instruction: &Instruction) -> Handler {
+    if instruction.is_invalid() {
+        return invalid;
+    }
+    let mnemonic = instruction.mnemonic();
+    let found = alu::handler(mnemonic)
+        .or_else(|| moves::handler(mnemonic))
+        .or_else(|| branch::handler(mnemonic))
+        .or_else(|| stack::handler(mnemonic))
+        .or_else(|| shift::handler(mnemonic))
+        .or_else(|| multiply::handler(mnemonic))
+        .or_else(|| bits::handler(mnemonic))
+        .or_else(|| string::handler(instruction))
+        .or_else(|| flag::handler(mnemonic))
+        .or_else(|| port::handler(mnemonic))
+        .or_else(|| far::handler(mnemonic))
+        .or_else(|| system::handler(mnemonic))
+        .or_else(|| control::handler(mnemonic))
+        .or_else(|| tables::handler(mnemonic))
+        .or_else(|| syscall::handler(mnemonic))
+        .or_else(|| sse::handler(instruction));
+    match mnemonic {
+        Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 => invalid,
+        _ => found.unwrap_or(unimplemented),
+    }
+}
+
+fn invalid(_: &mut Cpu, _: &Op) -> Done {
+    Err(Fault::INVALID_OPCODE.into())
+}
+
+fn unimplemented(_: &mut Cpu, _: &Op) -> Done {
+    Err(Stop::Unimplemented)
+}

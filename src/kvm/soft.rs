@@ -1,0 +1,389 @@
+//! The software machine behind KVM's names: package `vmexit-soft`, its structs
+//! and exits turned into KVM's.
+
+use std::cell::RefCell;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use vmexit_soft as soft;
+
+use super::{
+    API_VERSION, Cap, CpuId, Details, Error, Result, VcpuExit, kvm_cpuid_entry2, kvm_debug_exit_arch,
+    kvm_dtable, kvm_guest_debug, kvm_regs, kvm_segment, kvm_sregs, kvm_translation,
+    kvm_userspace_memory_region,
+};
+
+/// `include/uapi/linux/kvm.h`.
+const KVM_MEM_READONLY: u32 = 1 << 1;
+const KVM_GUESTDBG_ENABLE: u32 = 1 << 0;
+const KVM_GUESTDBG_SINGLESTEP: u32 = 1 << 1;
+/// #DB, and what DR7 holds when nothing is set in it.
+const DEBUG_EXCEPTION: u32 = 1;
+const DR7: u64 = 0x400;
+/// As many as KVM recommends for a small host; the limit is nobody's need.
+const VCPUS: u64 = 64;
+const SLOTS: i32 = 512;
+
+fn errno(error: soft::Errno) -> Error {
+    Error::new(error.0)
+}
+
+/// The system handle.
+pub struct Kvm;
+
+impl Kvm {
+    pub fn get_api_version(&self) -> i32 {
+        API_VERSION
+    }
+
+    pub fn check_extension(&self, capability: Cap) -> bool {
+        self.check_extension_int(capability) > 0
+    }
+
+    pub fn check_extension_int(&self, capability: Cap) -> i32 {
+        match capability {
+            Cap::UserMemory | Cap::ImmediateExit => 1,
+            Cap::NrVcpus | Cap::MaxVcpus => VCPUS as i32,
+            Cap::NrMemslots => SLOTS,
+            #[allow(unreachable_patterns)] // kvm-ioctls has more
+            _ => 0,
+        }
+    }
+
+    pub fn get_supported_cpuid(&self, num_entries: usize) -> Result<CpuId> {
+        let entries: Vec<_> = soft::supported_cpuid().iter().map(entry_to_kvm).collect();
+        if entries.len() > num_entries {
+            return Err(errno(soft::Errno::E2BIG));
+        }
+        CpuId::from_entries(&entries).map_err(|_| errno(soft::Errno::E2BIG))
+    }
+
+    pub fn create_vm(&self) -> Result<VmFd> {
+        Ok(VmFd { machine: soft::Machine::new(), vcpus: Mutex::new(Vec::new()) })
+    }
+}
+
+/// A virtual machine.
+pub struct VmFd {
+    machine: soft::Machine,
+    /// The numbers that are taken.
+    vcpus: Mutex<Vec<u64>>,
+}
+
+impl VmFd {
+    /// # Safety
+    /// As [`super::VmFd::set_user_memory_region`].
+    pub unsafe fn set_user_memory_region(&self, region: kvm_userspace_memory_region) -> Result<()> {
+        if region.flags & !KVM_MEM_READONLY != 0 {
+            return Err(errno(soft::Errno::EINVAL));
+        }
+        let slot = soft::Slot {
+            slot: region.slot,
+            guest_phys_addr: region.guest_phys_addr,
+            memory_size: region.memory_size,
+            userspace_addr: region.userspace_addr,
+            read_only: region.flags & KVM_MEM_READONLY != 0,
+        };
+        // SAFETY: the caller promises what `set_slot` asks for.
+        unsafe { self.machine.set_slot(slot) }.map_err(errno)
+    }
+
+    /// Nothing needs the place that it names; only the rule is KVM's.
+    pub fn set_tss_address(&self, offset: usize) -> Result<()> {
+        const PAGES: usize = 3 * 4096;
+        if offset as u64 > u64::from(u32::MAX) - PAGES as u64 {
+            return Err(errno(soft::Errno::EINVAL));
+        }
+        Ok(())
+    }
+
+    /// The same.
+    pub fn set_identity_map_address(&self, _: u64) -> Result<()> {
+        if self.taken().is_empty() { Ok(()) } else { Err(errno(soft::Errno::EINVAL)) }
+    }
+
+    pub fn create_vcpu(&self, id: u64) -> Result<VcpuFd> {
+        let mut taken = self.taken();
+        if id >= VCPUS {
+            return Err(errno(soft::Errno::EINVAL));
+        }
+        if taken.contains(&id) {
+            return Err(errno(soft::Errno::EEXIST));
+        }
+        taken.push(id);
+        Ok(VcpuFd {
+            vcpu: RefCell::new(self.machine.create_vcpu()),
+            immediate_exit: Box::new(AtomicU8::new(0)),
+            exit: soft::Exit::Budget,
+        })
+    }
+
+    fn taken(&self) -> std::sync::MutexGuard<'_, Vec<u64>> {
+        self.vcpus.lock().expect("nobody panics while holding the numbers")
+    }
+}
+
+/// A virtual CPU.
+pub struct VcpuFd {
+    /// KVM's ioctls take `&self`, and one at a time has the vCPU.
+    vcpu: RefCell<soft::Vcpu>,
+    /// Boxed, because a signal handler holds its address.
+    immediate_exit: Box<AtomicU8>,
+    /// The last one.
+    exit: soft::Exit,
+}
+
+impl VcpuFd {
+    pub fn get_regs(&self) -> Result<kvm_regs> {
+        Ok(regs_to_kvm(&self.vcpu.borrow().regs()))
+    }
+
+    pub fn set_regs(&self, regs: &kvm_regs) -> Result<()> {
+        self.vcpu.borrow_mut().set_regs(&regs_from_kvm(regs));
+        Ok(())
+    }
+
+    pub fn get_sregs(&self) -> Result<kvm_sregs> {
+        Ok(sregs_to_kvm(&self.vcpu.borrow().sregs()))
+    }
+
+    pub fn set_sregs(&self, sregs: &kvm_sregs) -> Result<()> {
+        self.vcpu.borrow_mut().set_sregs(&sregs_from_kvm(sregs)).map_err(errno)
+    }
+
+    pub fn set_cpuid2(&self, cpuid: &CpuId) -> Result<()> {
+        let entries: Vec<_> = cpuid.as_slice().iter().map(entry_from_kvm).collect();
+        self.vcpu.borrow_mut().set_cpuid2(&entries).map_err(errno)
+    }
+
+    /// Single steps; breakpoints are not there.
+    pub fn set_guest_debug(&self, debug: &kvm_guest_debug) -> Result<()> {
+        if debug.control & !(KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP) != 0 {
+            return Err(errno(soft::Errno::EINVAL));
+        }
+        let both = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
+        self.vcpu.borrow_mut().set_single_step(debug.control == both);
+        Ok(())
+    }
+
+    pub fn translate_gva(&self, gva: u64) -> Result<kvm_translation> {
+        let found = self.vcpu.borrow().translate_gva(gva);
+        Ok(kvm_translation {
+            linear_address: gva,
+            physical_address: if found.valid { found.physical_address } else { u64::MAX },
+            valid: found.valid.into(),
+            writeable: found.writeable.into(),
+            usermode: found.usermode.into(),
+            ..kvm_translation::default()
+        })
+    }
+
+    pub fn set_kvm_immediate_exit(&mut self, value: u8) {
+        self.immediate_exit.store(value, Ordering::Relaxed);
+    }
+
+    pub fn immediate_exit(&mut self) -> *mut u8 {
+        self.immediate_exit.as_ptr()
+    }
+
+    /// A run that has used up its instructions ends as one that a signal ended: whoever keeps the time
+    /// looks at the clock, and runs again.
+    pub fn run(&mut self) -> Result<VcpuExit<'_>> {
+        let immediate_exit = self.immediate_exit.load(Ordering::Relaxed) != 0;
+        let vcpu = self.vcpu.get_mut();
+        let exit = vcpu.run(immediate_exit).map_err(errno)?;
+        self.exit = exit;
+        Ok(match exit {
+            soft::Exit::IoOut { port, size, count } => {
+                VcpuExit::IoOut(port, vcpu.data(usize::from(size) * count as usize))
+            }
+            soft::Exit::IoIn { port, size, count } => {
+                VcpuExit::IoIn(port, vcpu.data_mut(usize::from(size) * count as usize))
+            }
+            soft::Exit::MmioRead { address, size } => {
+                VcpuExit::MmioRead(address, vcpu.data_mut(usize::from(size)))
+            }
+            soft::Exit::MmioWrite { address, size } => {
+                VcpuExit::MmioWrite(address, vcpu.data(usize::from(size)))
+            }
+            soft::Exit::Hlt => VcpuExit::Hlt,
+            soft::Exit::Shutdown => VcpuExit::Shutdown,
+            soft::Exit::InternalError { .. } => VcpuExit::InternalError,
+            soft::Exit::Debug { pc, dr6 } => {
+                VcpuExit::Debug(kvm_debug_exit_arch { exception: DEBUG_EXCEPTION, pad: 0, pc, dr6, dr7: DR7 })
+            }
+            soft::Exit::Budget => return Err(errno(soft::Errno::EINTR)),
+        })
+    }
+
+    /// What kvm_run says beside the exit.
+    pub fn details(&self) -> Details {
+        match self.exit {
+            soft::Exit::IoOut { size, .. } | soft::Exit::IoIn { size, .. } => {
+                Details { io_size: size, ..Details::default() }
+            }
+            soft::Exit::InternalError { suberror } => Details { suberror, ..Details::default() },
+            _ => Details::default(),
+        }
+    }
+}
+
+fn regs_to_kvm(r: &soft::Regs) -> kvm_regs {
+    kvm_regs {
+        rax: r.rax,
+        rbx: r.rbx,
+        rcx: r.rcx,
+        rdx: r.rdx,
+        rsi: r.rsi,
+        rdi: r.rdi,
+        rsp: r.rsp,
+        rbp: r.rbp,
+        r8: r.r8,
+        r9: r.r9,
+        r10: r.r10,
+        r11: r.r11,
+        r12: r.r12,
+        r13: r.r13,
+        r14: r.r14,
+        r15: r.r15,
+        rip: r.rip,
+        rflags: r.rflags,
+    }
+}
+
+fn regs_from_kvm(r: &kvm_regs) -> soft::Regs {
+    soft::Regs {
+        rax: r.rax,
+        rbx: r.rbx,
+        rcx: r.rcx,
+        rdx: r.rdx,
+        rsi: r.rsi,
+        rdi: r.rdi,
+        rsp: r.rsp,
+        rbp: r.rbp,
+        r8: r.r8,
+        r9: r.r9,
+        r10: r.r10,
+        r11: r.r11,
+        r12: r.r12,
+        r13: r.r13,
+        r14: r.r14,
+        r15: r.r15,
+        rip: r.rip,
+        rflags: r.rflags,
+    }
+}
+
+fn segment_to_kvm(s: &soft::Segment) -> kvm_segment {
+    kvm_segment {
+        base: s.base,
+        limit: s.limit,
+        selector: s.selector,
+        type_: s.type_,
+        present: s.present,
+        dpl: s.dpl,
+        db: s.db,
+        s: s.s,
+        l: s.l,
+        g: s.g,
+        avl: s.avl,
+        unusable: s.unusable,
+        padding: 0,
+    }
+}
+
+fn segment_from_kvm(s: &kvm_segment) -> soft::Segment {
+    soft::Segment {
+        base: s.base,
+        limit: s.limit,
+        selector: s.selector,
+        type_: s.type_,
+        present: s.present,
+        dpl: s.dpl,
+        db: s.db,
+        s: s.s,
+        l: s.l,
+        g: s.g,
+        avl: s.avl,
+        unusable: s.unusable,
+    }
+}
+
+fn table_to_kvm(table: &soft::Table) -> kvm_dtable {
+    kvm_dtable { base: table.base, limit: table.limit, ..kvm_dtable::default() }
+}
+
+fn table_from_kvm(table: &kvm_dtable) -> soft::Table {
+    soft::Table { base: table.base, limit: table.limit }
+}
+
+fn sregs_to_kvm(s: &soft::Sregs) -> kvm_sregs {
+    kvm_sregs {
+        cs: segment_to_kvm(&s.cs),
+        ds: segment_to_kvm(&s.ds),
+        es: segment_to_kvm(&s.es),
+        fs: segment_to_kvm(&s.fs),
+        gs: segment_to_kvm(&s.gs),
+        ss: segment_to_kvm(&s.ss),
+        tr: segment_to_kvm(&s.tr),
+        ldt: segment_to_kvm(&s.ldt),
+        gdt: table_to_kvm(&s.gdt),
+        idt: table_to_kvm(&s.idt),
+        cr0: s.cr0,
+        cr2: s.cr2,
+        cr3: s.cr3,
+        cr4: s.cr4,
+        cr8: s.cr8,
+        efer: s.efer,
+        apic_base: s.apic_base,
+        interrupt_bitmap: s.interrupt_bitmap,
+    }
+}
+
+fn sregs_from_kvm(s: &kvm_sregs) -> soft::Sregs {
+    soft::Sregs {
+        cs: segment_from_kvm(&s.cs),
+        ds: segment_from_kvm(&s.ds),
+        es: segment_from_kvm(&s.es),
+        fs: segment_from_kvm(&s.fs),
+        gs: segment_from_kvm(&s.gs),
+        ss: segment_from_kvm(&s.ss),
+        tr: segment_from_kvm(&s.tr),
+        ldt: segment_from_kvm(&s.ldt),
+        gdt: table_from_kvm(&s.gdt),
+        idt: table_from_kvm(&s.idt),
+        cr0: s.cr0,
+        cr2: s.cr2,
+        cr3: s.cr3,
+        cr4: s.cr4,
+        cr8: s.cr8,
+        efer: s.efer,
+        apic_base: s.apic_base,
+        interrupt_bitmap: s.interrupt_bitmap,
+    }
+}
+
+fn entry_to_kvm(e: &soft::CpuidEntry) -> kvm_cpuid_entry2 {
+    kvm_cpuid_entry2 {
+        function: e.function,
+        index: e.index,
+        flags: e.flags,
+        eax: e.eax,
+        ebx: e.ebx,
+        ecx: e.ecx,
+        edx: e.edx,
+        ..kvm_cpuid_entry2::default()
+    }
+}
+
+fn entry_from_kvm(e: &kvm_cpuid_entry2) -> soft::CpuidEntry {
+    soft::CpuidEntry {
+        function: e.function,
+        index: e.index,
+        flags: e.flags,
+        eax: e.eax,
+        ebx: e.ebx,
+        ecx: e.ecx,
+        edx: e.edx,
+    }
+}
