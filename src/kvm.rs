@@ -221,7 +221,7 @@ impl VmFd {
     pub fn create_vcpu(&self, id: u64) -> Result<VcpuFd> {
         let backend = match &self.backend {
             VmBackend::Host(vm) => VcpuBackend::Host(vm.create_vcpu(id)?),
-            VmBackend::Soft(vm) => VcpuBackend::Soft(vm.create_vcpu(id)?),
+            VmBackend::Soft(vm) => VcpuBackend::Soft(Box::new(vm.create_vcpu(id)?)),
         };
         let watch = self.watched.as_ref().map(|watched| {
             let slots = Arc::clone(&watched.slots);
@@ -241,7 +241,7 @@ pub struct VcpuFd {
 /// A vCPU of one backend: what [`VcpuFd`] and its watch call.
 pub(crate) enum VcpuBackend {
     Host(host::VcpuFd),
-    Soft(soft::VcpuFd),
+    Soft(Box<soft::VcpuFd>),
 }
 
 impl VcpuFd {

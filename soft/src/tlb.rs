@@ -50,7 +50,10 @@ impl Tlb {
 
     #[inline(always)]
     fn index(linear: u64, user: bool, code: bool) -> usize {
-        (usize::from(code) * 2 + usize::from(user)) * ENTRIES + (linear >> 12) as usize % ENTRIES
+        // Arrays that lie a power of two apart must not push each other out.
+        let page = linear >> 12;
+        let place = (page ^ page >> 10 ^ page >> 20) as usize % ENTRIES;
+        (usize::from(code) * 2 + usize::from(user)) * ENTRIES + place
     }
 
     /// The entry that data at this linear address would be in.

@@ -65,6 +65,12 @@ impl Vcpu {
         vcpu
     }
 
+    /// The instructions that were executed so far.
+    #[must_use]
+    pub fn instructions(&self) -> u64 {
+        self.cpu.instructions
+    }
+
     /// `KVM_GET_REGS`.
     #[must_use]
     pub fn regs(&self) -> Regs {
