@@ -4,7 +4,7 @@ use iced_x86::Mnemonic;
 
 use crate::cpu::Cpu;
 use crate::flags::{add, mask, of_result, sub};
-use crate::op::{Handler, Op};
+use crate::op::{Handler, Op, Place};
 use crate::registers::rflags::{AF, CF, OF, PF, SF, STATUS, ZF};
 use crate::stop::Done;
 
@@ -128,7 +128,7 @@ fn exchange_add(cpu: &mut Cpu, op: &Op) -> Done {
     let b = cpu.get(op, op.second())?;
     let (result, flags) = add(op.size(), a, b, 0);
     // Where both operands are one register, the sum stays.
-    if op.first().place == crate::op::Place::Memory {
+    if op.first().place == Place::Memory {
         cpu.set(op, op.first(), result)?;
         cpu.set(op, op.second(), a)?;
     } else {
@@ -139,7 +139,8 @@ fn exchange_add(cpu: &mut Cpu, op: &Op) -> Done {
     Ok(())
 }
 
-/// The destination is written either way: with the source, or with itself.
+/// Memory is written either way: with the source, or with itself. A register that is not equal stays
+/// whole, its upper half too.
 fn compare_exchange(cpu: &mut Cpu, op: &Op) -> Done {
     let (size, old) = (op.size(), cpu.get_to_change(op, op.first())?);
     let new = cpu.get(op, op.second())?;
@@ -148,7 +149,9 @@ fn compare_exchange(cpu: &mut Cpu, op: &Op) -> Done {
     if flags & ZF != 0 {
         cpu.set(op, op.first(), new)?;
     } else {
-        cpu.set(op, op.first(), old)?;
+        if op.first().place == Place::Memory {
+            cpu.set(op, op.first(), old)?;
+        }
         cpu.set_register(crate::cpu::gpr::RAX, size, old);
     }
     cpu.set_flags(flags, STATUS);

@@ -1,0 +1,507 @@
+//! The software machine against the CPU that runs the tests: random integer
+//! instructions with random registers, flags and memory, executed once by each.
+//! Everything must be equal but the flags that the manual leaves undefined.
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#![allow(unsafe_code)]
+
+use std::arch::asm;
+
+use iced_x86::{Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, RflagsBits};
+use vmexit_soft::{Exit, Machine, Regs, Segment, Slot, Sregs, Vcpu};
+
+const CODE: u64 = 0x1000;
+const DATA: u64 = 0x2000;
+const TABLES: u64 = 0x3000;
+const MEMORY: usize = 0x6000;
+/// Bytes of memory that an instruction may reach, around where R14 points.
+const WINDOW: usize = 256;
+const STATUS: u64 = 0x8d5;
+const FIXED: u64 = 0x202;
+
+/// xorshift64*: the same instructions on every host.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        (self.next() >> 33) % limit
+    }
+
+    fn one_of<T: Copy>(&mut self, values: &[T]) -> T {
+        values[self.below(values.len() as u64) as usize]
+    }
+
+    /// A number of the kind that finds mistakes: small, at an end, or any.
+    fn value(&mut self) -> u64 {
+        let any = self.next();
+        match self.below(5) {
+            0 => self.one_of(&[0, 1, 2, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fff_ffff, 0x8000_0000]),
+            1 => self.one_of(&[u64::MAX, 1 << 63, (1 << 63) - 1, 0xffff_ffff, u64::MAX - 1]),
+            2 => any & 0xff,
+            3 => any >> self.below(64),
+            _ => any,
+        }
+    }
+}
+
+/// RAX, RCX, RDX, RBX, RBP, RSI, RDI, R8 to R13, R14 (the address of the memory), RFLAGS.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct State {
+    registers: [u64; 14],
+    rflags: u64,
+    code: u64,
+}
+
+/// Where a register's number is in [`State`]; RSP and R15 are not there.
+const NUMBERS: [u8; 13] = [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13];
+
+/// Executes the code at `state.code`, which ends in RET, on this CPU.
+fn run_on_host(state: &mut State) {
+    // SAFETY: the code is one instruction of the generator below and a RET. It touches registers
+    // that are listed or saved here, and memory at R14, which is the test's.
+    unsafe {
+        asm!(
+            "push rbx", "push rbp",
+            "push [r15 + 14*8]", "popfq",
+            "mov rax, [r15]", "mov rcx, [r15 + 8]", "mov rdx, [r15 + 2*8]", "mov rbx, [r15 + 3*8]",
+            "mov rbp, [r15 + 4*8]", "mov rsi, [r15 + 5*8]", "mov rdi, [r15 + 6*8]", "mov r8, [r15 + 7*8]",
+            "mov r9, [r15 + 8*8]", "mov r10, [r15 + 9*8]", "mov r11, [r15 + 10*8]", "mov r12, [r15 + 11*8]",
+            "mov r13, [r15 + 12*8]", "mov r14, [r15 + 13*8]",
+            "call [r15 + 15*8]",
+            "mov [r15], rax", "mov [r15 + 8], rcx", "mov [r15 + 2*8], rdx", "mov [r15 + 3*8], rbx",
+            "mov [r15 + 4*8], rbp", "mov [r15 + 5*8], rsi", "mov [r15 + 6*8], rdi", "mov [r15 + 7*8], r8",
+            "mov [r15 + 8*8], r9", "mov [r15 + 9*8], r10", "mov [r15 + 10*8], r11", "mov [r15 + 11*8], r12",
+            "mov [r15 + 12*8], r13",
+            "pushfq", "pop [r15 + 14*8]", "cld",
+            "pop rbp", "pop rbx",
+            in("r15") state,
+            out("rax") _, out("rcx") _, out("rdx") _, out("rsi") _, out("rdi") _, out("r8") _, out("r9") _,
+            out("r10") _, out("r11") _, out("r12") _, out("r13") _, out("r14") _,
+        );
+    }
+}
+
+/// Memory of this process that may be executed.
+fn map(size: usize) -> *mut u8 {
+    let rights = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+    // SAFETY: a new anonymous mapping disturbs nobody; it is never unmapped.
+    let at = unsafe {
+        libc::mmap(std::ptr::null_mut(), size, rights, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
+    };
+    assert_ne!(at, libc::MAP_FAILED);
+    at.cast()
+}
+
+fn write(memory: *mut u8, offset: u64, bytes: &[u8]) {
+    assert!(offset as usize + bytes.len() <= MEMORY);
+    // SAFETY: the mapping has MEMORY bytes.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), memory.add(offset as usize), bytes.len()) }
+}
+
+fn read(memory: *mut u8, offset: u64) -> [u8; WINDOW] {
+    let mut bytes = [0; WINDOW];
+    // SAFETY: the mapping has MEMORY bytes, and the window lies inside.
+    unsafe { std::ptr::copy_nonoverlapping(memory.add(offset as usize), bytes.as_mut_ptr(), WINDOW) }
+    bytes
+}
+
+/// 64-bit code in ring 0, the memory mapped to itself, and no IDT: a fault is the end.
+fn software_machine(memory: *mut u8) -> Vcpu {
+    let machine = Machine::new();
+    let slot = Slot {
+        slot: 0,
+        guest_phys_addr: 0,
+        memory_size: MEMORY as u64,
+        userspace_addr: memory as u64,
+        read_only: false,
+    };
+    // SAFETY: the mapping is never unmapped.
+    unsafe { machine.set_slot(slot) }.expect("a good slot");
+    write(memory, TABLES, &(TABLES + 0x1000 + 7).to_le_bytes());
+    write(memory, TABLES + 0x1000, &(TABLES + 0x2000 + 7).to_le_bytes());
+    write(memory, TABLES + 0x2000, &0x87u64.to_le_bytes());
+    let mut vcpu = machine.create_vcpu();
+    let data = Segment { limit: u32::MAX, type_: 3, present: 1, db: 1, s: 1, g: 1, ..Segment::default() };
+    let cs = Segment { selector: 8, type_: 11, l: 1, db: 0, ..data };
+    let mut sregs = Sregs { cs, ds: data, es: data, ss: data, ..Sregs::reset() };
+    (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (0x8000_0011, TABLES, 0x20, 0x500);
+    sregs.idt.limit = 0;
+    vcpu.set_sregs(&sregs).expect("long mode");
+    vcpu.set_single_step(true);
+    vcpu
+}
+
+fn run_on_soft(vcpu: &mut Vcpu, state: &mut State) -> Exit {
+    let r = state.registers;
+    let [rax, rcx, rdx, rbx, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14] = r;
+    let rflags = state.rflags;
+    vcpu.set_regs(&Regs {
+        rax,
+        rbx,
+        rcx,
+        rdx,
+        rsi,
+        rdi,
+        rbp,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15: 0,
+        rsp: 0x5000,
+        rip: CODE,
+        rflags,
+    });
+    let exit = vcpu.run(false).expect("nobody interrupts it");
+    let r = vcpu.regs();
+    state.registers =
+        [r.rax, r.rcx, r.rdx, r.rbx, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14];
+    state.rflags = r.rflags;
+    exit
+}
+
+/// How an opcode goes on.
+#[derive(Clone, Copy, PartialEq)]
+enum Form {
+    /// Nothing.
+    Alone,
+    /// ModRM, register or memory.
+    ModRm,
+    /// ModRM with a register only.
+    Register,
+    /// ModRM with memory only, and this in its reg field.
+    Memory(u8),
+    /// ModRM with one of these in its reg field.
+    Group(&'static [u8]),
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Immediate {
+    None,
+    Byte,
+    /// 2 or 4 bytes, as the operand is.
+    Full,
+}
+
+type Template = (&'static [u8], Form, Immediate);
+
+const ALL: &[u8] = &[0, 1, 2, 3, 4, 5, 6, 7];
+
+#[rustfmt::skip] // an opcode a line
+const TEMPLATES: &[Template] = &[
+    (&[0x63], Form::ModRm, Immediate::None),            // movsxd
+    (&[0x69], Form::ModRm, Immediate::Full),            // imul
+    (&[0x6b], Form::ModRm, Immediate::Byte),
+    (&[0x80], Form::Group(ALL), Immediate::Byte),       // add … cmp
+    (&[0x81], Form::Group(ALL), Immediate::Full),
+    (&[0x83], Form::Group(ALL), Immediate::Byte),
+    (&[0x84], Form::ModRm, Immediate::None),            // test
+    (&[0x85], Form::ModRm, Immediate::None),
+    (&[0x86], Form::ModRm, Immediate::None),            // xchg
+    (&[0x87], Form::ModRm, Immediate::None),
+    (&[0x88], Form::ModRm, Immediate::None),            // mov
+    (&[0x89], Form::ModRm, Immediate::None),
+    (&[0x8a], Form::ModRm, Immediate::None),
+    (&[0x8b], Form::ModRm, Immediate::None),
+    (&[0x98], Form::Alone, Immediate::None),            // cbw, cwde, cdqe
+    (&[0x99], Form::Alone, Immediate::None),            // cwd, cdq, cqo
+    (&[0x9e], Form::Alone, Immediate::None),            // sahf
+    (&[0x9f], Form::Alone, Immediate::None),            // lahf
+    (&[0xc0], Form::Group(ALL), Immediate::Byte),       // rol … sar
+    (&[0xc1], Form::Group(ALL), Immediate::Byte),
+    (&[0xc6], Form::Group(&[0]), Immediate::Byte),      // mov
+    (&[0xc7], Form::Group(&[0]), Immediate::Full),
+    (&[0xd0], Form::Group(ALL), Immediate::None),
+    (&[0xd1], Form::Group(ALL), Immediate::None),
+    (&[0xd2], Form::Group(ALL), Immediate::None),
+    (&[0xd3], Form::Group(ALL), Immediate::None),
+    (&[0xf5], Form::Alone, Immediate::None),            // cmc
+    (&[0xf6], Form::Group(&[0, 1]), Immediate::Byte),   // test
+    (&[0xf7], Form::Group(&[0, 1]), Immediate::Full),
+    (&[0xf6], Form::Group(&[2, 3, 4, 5, 6, 7]), Immediate::None), // not, neg, mul, imul, div, idiv
+    (&[0xf7], Form::Group(&[2, 3, 4, 5, 6, 7]), Immediate::None),
+    (&[0xf8], Form::Alone, Immediate::None),            // clc
+    (&[0xf9], Form::Alone, Immediate::None),            // stc
+    (&[0xfe], Form::Group(&[0, 1]), Immediate::None),   // inc, dec
+    (&[0xff], Form::Group(&[0, 1]), Immediate::None),
+    (&[0x0f, 0xa3], Form::Register, Immediate::None),   // bt, bts, btr, btc
+    (&[0x0f, 0xab], Form::Register, Immediate::None),
+    (&[0x0f, 0xb3], Form::Register, Immediate::None),
+    (&[0x0f, 0xbb], Form::Register, Immediate::None),
+    (&[0x0f, 0xba], Form::Group(&[4, 5, 6, 7]), Immediate::Byte),
+    (&[0x0f, 0xa4], Form::ModRm, Immediate::Byte),      // shld
+    (&[0x0f, 0xa5], Form::ModRm, Immediate::None),
+    (&[0x0f, 0xac], Form::ModRm, Immediate::Byte),      // shrd
+    (&[0x0f, 0xad], Form::ModRm, Immediate::None),
+    (&[0x0f, 0xaf], Form::ModRm, Immediate::None),      // imul
+    (&[0x0f, 0xb0], Form::ModRm, Immediate::None),      // cmpxchg
+    (&[0x0f, 0xb1], Form::ModRm, Immediate::None),
+    (&[0x0f, 0xb6], Form::ModRm, Immediate::None),      // movzx
+    (&[0x0f, 0xb7], Form::ModRm, Immediate::None),
+    (&[0x0f, 0xbe], Form::ModRm, Immediate::None),      // movsx
+    (&[0x0f, 0xbf], Form::ModRm, Immediate::None),
+    (&[0x0f, 0xbc], Form::ModRm, Immediate::None),      // bsf
+    (&[0x0f, 0xbd], Form::ModRm, Immediate::None),      // bsr
+    (&[0x0f, 0xc0], Form::ModRm, Immediate::None),      // xadd
+    (&[0x0f, 0xc1], Form::ModRm, Immediate::None),
+    (&[0x0f, 0xc7], Form::Memory(1), Immediate::None),  // cmpxchg8b, cmpxchg16b
+    (&[0xf3, 0x0f, 0xb8], Form::ModRm, Immediate::None), // popcnt
+    (&[0xf3, 0x0f, 0xbc], Form::ModRm, Immediate::None), // tzcnt
+    (&[0xf3, 0x0f, 0xbd], Form::ModRm, Immediate::None), // lzcnt
+    (&[0x0f, 0x38, 0xf0], Form::Memory(0), Immediate::None), // movbe
+    (&[0x0f, 0x38, 0xf1], Form::Memory(0), Immediate::None),
+];
+
+fn generate(random: &mut Random) -> Vec<u8> {
+    let arithmetic = [0x00u8, 0x08, 0x10, 0x18, 0x20, 0x28, 0x30, 0x38];
+    let (opcode, form, immediate): (Vec<u8>, Form, Immediate) = match random.below(5) {
+        0 => {
+            let opcode = random.one_of(&arithmetic) + random.below(6) as u8;
+            match opcode & 7 {
+                4 => (vec![opcode], Form::Alone, Immediate::Byte),
+                5 => (vec![opcode], Form::Alone, Immediate::Full),
+                _ => (vec![opcode], Form::ModRm, Immediate::None),
+            }
+        }
+        1 => {
+            // cmov and setcc
+            let base = random.one_of(&[0x40u8, 0x90]);
+            (vec![0x0f, base + random.below(16) as u8], Form::ModRm, Immediate::None)
+        }
+        _ => {
+            let template = random.one_of(TEMPLATES);
+            (template.0.to_vec(), template.1, template.2)
+        }
+    };
+    let mut bytes = Vec::new();
+    let narrow = random.below(4) == 0;
+    if narrow {
+        bytes.push(0x66);
+    }
+    let (mandatory, opcode) =
+        if opcode[0] == 0xf3 { (&opcode[..1], &opcode[1..]) } else { (&[][..], &opcode[..]) };
+    bytes.extend_from_slice(mandatory);
+
+    // The registers: none of RSP, R14, R15; without REX, 4 to 7 of the 8-bit ones are AH to BH.
+    let (reg, rm) = (random.one_of(&NUMBERS), random.one_of(&NUMBERS));
+    let memory = match form {
+        Form::Memory(_) => true,
+        Form::ModRm | Form::Group(_) => random.below(2) == 0,
+        _ => false,
+    };
+    let wide = random.below(3) == 0;
+    let mut rex = 0;
+    if wide {
+        rex |= 0x48;
+    }
+    if reg >= 8 {
+        rex |= 0x44;
+    }
+    if memory || rm >= 8 {
+        rex |= 0x41;
+    }
+    if rex == 0 && random.below(4) == 0 {
+        rex = 0x40;
+    }
+    let mut reg = reg & 7;
+    if let Form::Group(numbers) = form {
+        (reg, rex) = (random.one_of(numbers), rex & !4);
+    }
+    if let Form::Memory(number) = form
+        && number != 0
+    {
+        (reg, rex) = (number, rex & !4);
+    }
+    if rex != 0 {
+        bytes.push(rex | 0x40);
+    }
+    bytes.extend_from_slice(opcode);
+    if form != Form::Alone {
+        if memory {
+            // [r14 + a multiple of 16]
+            bytes.push(0x46 | reg << 3);
+            bytes.push((random.below(6) * 16) as u8);
+        } else {
+            bytes.push(0xc0 | reg << 3 | rm & 7);
+        }
+    }
+    match immediate {
+        Immediate::None => {}
+        Immediate::Byte => bytes.push(random.value() as u8),
+        Immediate::Full => {
+            let value = (random.value() as u32).to_le_bytes();
+            bytes.extend_from_slice(&value[..if narrow && !wide { 2 } else { 4 }]);
+        }
+    }
+    bytes
+}
+
+/// The flags that the manual leaves undefined after this instruction.
+fn undefined_flags(instruction: &Instruction, before: &State) -> u64 {
+    let named = [
+        (RflagsBits::OF, 0x800),
+        (RflagsBits::SF, 0x80),
+        (RflagsBits::ZF, 0x40),
+        (RflagsBits::AF, 0x10),
+        (RflagsBits::CF, 0x1),
+        (RflagsBits::PF, 0x4),
+    ];
+    let bits = instruction.rflags_undefined();
+    let mut undefined = named.iter().filter(|(bit, _)| bits & bit != 0).fold(0, |all, (_, flag)| all | flag);
+    let size = match instruction.op0_register() {
+        iced_x86::Register::None => instruction.memory_size().size(),
+        register => register.size(),
+    };
+    let count = match instruction.mnemonic() {
+        Mnemonic::Shld | Mnemonic::Shrd if instruction.op_count() == 3 => 2,
+        _ => 1,
+    };
+    let by = match instruction.op_kind(count.min(instruction.op_count().saturating_sub(1))) {
+        iced_x86::OpKind::Immediate8 => u64::from(instruction.immediate8()),
+        _ => before.registers[1],
+    } & if size == 8 { 63 } else { 31 };
+    match instruction.mnemonic() {
+        // OF is defined for a count of 1 alone, and nothing changes for a count of 0.
+        Mnemonic::Shl
+        | Mnemonic::Shr
+        | Mnemonic::Sar
+        | Mnemonic::Rol
+        | Mnemonic::Ror
+        | Mnemonic::Rcl
+        | Mnemonic::Rcr => {
+            undefined |= if by > 1 { 0x800 } else { 0 };
+            if by == 0 {
+                undefined = 0;
+            } else if by as usize >= size * 8 && !matches!(instruction.mnemonic(), Mnemonic::Sar) {
+                // CF of SHL and SHR is defined up to the operand's size.
+                undefined |=
+                    if matches!(instruction.mnemonic(), Mnemonic::Shl | Mnemonic::Shr) { 1 } else { 0 };
+            }
+            undefined
+        }
+        Mnemonic::Shld | Mnemonic::Shrd => {
+            if by == 0 {
+                0
+            } else if by as usize > size * 8 {
+                STATUS
+            } else {
+                undefined | if by > 1 { 0x810 } else { 0x10 }
+            }
+        }
+        _ => undefined,
+    }
+}
+
+/// Results that the manual leaves undefined: of BSF and BSR of zero, of BSWAP of 16 bits, of SHLD and SHRD of
+/// 16 bits by more than 16.
+fn undefined_result(instruction: &Instruction, soft: &State, before: &State) -> bool {
+    let zero = soft.rflags & 0x40 != 0;
+    match instruction.mnemonic() {
+        Mnemonic::Bsf | Mnemonic::Bsr => zero,
+        Mnemonic::Bswap => true,
+        Mnemonic::Shld | Mnemonic::Shrd => {
+            let by = match instruction.op2_kind() {
+                iced_x86::OpKind::Immediate8 => instruction.immediate8(),
+                _ => before.registers[1] as u8,
+            } & 31;
+            let size = match instruction.op0_register() {
+                iced_x86::Register::None => instruction.memory_size().size(),
+                register => register.size(),
+            };
+            size == 2 && by > 16
+        }
+        _ => false,
+    }
+}
+
+/// Instructions that not every CPU has.
+fn missing_here(mnemonic: Mnemonic) -> bool {
+    match mnemonic {
+        Mnemonic::Popcnt => !is_x86_feature_detected!("popcnt"),
+        Mnemonic::Lzcnt => !is_x86_feature_detected!("lzcnt"),
+        Mnemonic::Tzcnt => !is_x86_feature_detected!("bmi1"),
+        Mnemonic::Movbe => !is_x86_feature_detected!("movbe"),
+        Mnemonic::Cmpxchg16b => !is_x86_feature_detected!("cmpxchg16b"),
+        _ => false,
+    }
+}
+
+#[test]
+fn integer_instructions_do_what_this_cpu_does() {
+    let count = std::env::var("VMEXIT_COMPARE").ok().and_then(|text| text.parse().ok()).unwrap_or(100_000u32);
+    let mut random = Random(0x05ee_d0f1_dea5);
+    let (guest, host) = (map(MEMORY), map(MEMORY));
+    let mut vcpu = software_machine(guest);
+    let (mut compared, mut faulted) = (0u32, 0u32);
+    while compared < count {
+        let bytes = generate(&mut random);
+        let mut decoder = Decoder::with_ip(64, &bytes, CODE, DecoderOptions::NONE);
+        let instruction = decoder.decode();
+        if instruction.is_invalid()
+            || instruction.len() != bytes.len()
+            || missing_here(instruction.mnemonic())
+        {
+            continue;
+        }
+        // What a register operand must not be: the decoder has the last word.
+        let info = InstructionInfoFactory::new().info(&instruction).used_registers().to_vec();
+        let reserved = |register: iced_x86::Register| {
+            let full = register.full_register();
+            matches!(full, iced_x86::Register::RSP | iced_x86::Register::R15)
+        };
+        if info.iter().any(|used| reserved(used.register())) {
+            continue;
+        }
+        let window: [u8; WINDOW] = std::array::from_fn(|_| random.value() as u8);
+        let mut before = State {
+            registers: std::array::from_fn(|_| random.value()),
+            rflags: random.next() & STATUS | FIXED,
+            code: host as u64 + CODE,
+        };
+        before.registers[13] = DATA;
+        let mut code = bytes.clone();
+        code.push(0xc3);
+        for memory in [guest, host] {
+            write(memory, CODE, &code);
+            write(memory, DATA, &window);
+        }
+        let mut soft = before;
+        let exit = run_on_soft(&mut vcpu, &mut soft);
+        if exit == Exit::Shutdown {
+            // A division error, which would end the test on this CPU.
+            assert!(matches!(instruction.mnemonic(), Mnemonic::Div | Mnemonic::Idiv), "{instruction} died");
+            faulted += 1;
+            continue;
+        }
+        assert!(matches!(exit, Exit::Debug { .. }), "{instruction}: {exit:?}");
+        let mut real = before;
+        real.registers[13] = host as u64 + DATA;
+        run_on_host(&mut real);
+        compared += 1;
+        real.registers[13] = DATA;
+        if undefined_result(&instruction, &soft, &before) {
+            continue;
+        }
+        let undefined = undefined_flags(&instruction, &before);
+        let flags = |state: &State| state.rflags & STATUS & !undefined;
+        let same = soft.registers == real.registers
+            && flags(&soft) == flags(&real)
+            && read(guest, DATA) == read(host, DATA);
+        assert!(
+            same,
+            "{instruction} {bytes:02x?}\nbefore {before:x?}\nsoft   {soft:x?}\nhost   {real:x?}\nundefined {undefined:x}",
+        );
+    }
+    println!("{compared} instructions compared, {faulted} divisions faulted");
+    assert!(faulted > 0);
+}
