@@ -1,0 +1,581 @@
+//! Guests that show what the CPU does between rings and modes, each assembled by
+//! the compiler into this test's own data, and run on the software machine.
+#![cfg(target_arch = "x86_64")]
+#![allow(unsafe_code)]
+
+use std::alloc::{Layout, alloc_zeroed};
+
+use vmexit_soft::{Exit, Machine, Regs, Segment, Slot, Sregs, Vcpu};
+
+const START: u64 = 0x1000;
+const MEMORY: usize = 0x40_0000;
+
+/// Assembles a guest for address 0x1000. Labels are addresses in the test's own memory, so the guest
+/// writes `label - NAME_start + 0x1000`, which `at(label)` stands for.
+macro_rules! guest {
+    ($name:ident, $($line:literal)*) => {{
+        mod guest {
+            std::arch::global_asm!(
+                concat!(".pushsection .rodata.", stringify!($name)),
+                concat!(".globl ", stringify!($name), "_start, ", stringify!($name), "_end"),
+                concat!(stringify!($name), "_start:"),
+                $($line,)*
+                ".code64",
+                concat!(stringify!($name), "_end:"),
+                ".popsection",
+            );
+        }
+        unsafe extern "C" {
+            #[link_name = concat!(stringify!($name), "_start")]
+            static GUEST_START: u8;
+            #[link_name = concat!(stringify!($name), "_end")]
+            static GUEST_END: u8;
+        }
+        // SAFETY: both symbols are of the section above, the end behind the start.
+        unsafe {
+            let (start, end) = (&raw const GUEST_START, &raw const GUEST_END);
+            std::slice::from_raw_parts(start, end.offset_from(start) as usize)
+        }
+    }};
+}
+
+/// A machine with 4 MiB of memory at 0 and one CPU.
+struct Guest {
+    vcpu: Vcpu,
+    memory: *mut u8,
+    machine: Machine,
+}
+
+impl Guest {
+    fn new(code: &[u8]) -> Self {
+        let layout = Layout::from_size_align(MEMORY, 4096).expect("a size and a power of two");
+        // SAFETY: the layout's size is not 0; the memory is never given back.
+        let memory = unsafe { alloc_zeroed(layout) };
+        assert!(!memory.is_null());
+        let machine = Machine::new();
+        let slot = Slot {
+            slot: 0,
+            guest_phys_addr: 0,
+            memory_size: MEMORY as u64,
+            userspace_addr: memory as u64,
+            read_only: false,
+        };
+        // SAFETY: the memory is never given back.
+        unsafe { machine.set_slot(slot) }.expect("a good slot");
+        let vcpu = machine.create_vcpu();
+        let mut guest = Self { vcpu, memory, machine };
+        guest.write(START, code);
+        let mut regs = guest.vcpu.regs();
+        (regs.rip, regs.rsp, regs.rdx) = (START, 0x8000, 0);
+        guest.vcpu.set_regs(&regs);
+        guest
+    }
+
+    /// Real mode, all segments at 0.
+    fn real(code: &[u8]) -> Self {
+        let mut guest = Self::new(code);
+        let mut sregs = guest.vcpu.sregs();
+        sregs.cs = Segment { selector: 0, base: 0, ..sregs.cs };
+        guest.vcpu.set_sregs(&sregs).expect("real mode");
+        guest
+    }
+
+    /// Ring 0, flat segments, 32-bit code.
+    fn protected(code: &[u8]) -> Self {
+        let mut guest = Self::new(code);
+        let sregs = Sregs { cr0: 0x11, ..flat(guest.vcpu.sregs()) };
+        guest.vcpu.set_sregs(&sregs).expect("protected mode");
+        guest
+    }
+
+    /// Ring 0, 64-bit code, the first 2 MiB mapped to themselves by page tables at 0x100000: the first
+    /// with pages of 4 KiB.
+    fn long(code: &[u8]) -> Self {
+        let mut guest = Self::new(code);
+        let mut sregs = flat(guest.vcpu.sregs());
+        (sregs.cs.l, sregs.cs.db) = (1, 0);
+        (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (0x8001_0011, 0x10_0000, 0x20, 0xd01);
+        guest.write(0x10_0000, &0x10_1007u64.to_le_bytes());
+        guest.write(0x10_1000, &0x10_2007u64.to_le_bytes());
+        guest.write(0x10_2000, &0x10_3007u64.to_le_bytes());
+        for page in 0..512u64 {
+            guest.write(0x10_3000 + page * 8, &(page << 12 | 7).to_le_bytes());
+        }
+        guest.vcpu.set_sregs(&sregs).expect("long mode");
+        guest
+    }
+
+    fn write(&mut self, address: u64, bytes: &[u8]) {
+        assert!(address as usize + bytes.len() <= MEMORY);
+        // SAFETY: the range lies in the memory.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.memory.add(address as usize), bytes.len())
+        }
+    }
+
+    fn read(&self, address: u64) -> u64 {
+        assert!(address as usize + 8 <= MEMORY);
+        // SAFETY: the range lies in the memory.
+        unsafe { self.memory.add(address as usize).cast::<u64>().read_unaligned() }
+    }
+
+    fn run(&mut self) -> Exit {
+        loop {
+            match self.vcpu.run(false).expect("nobody interrupts it") {
+                Exit::Budget => {}
+                exit => return exit,
+            }
+        }
+    }
+
+    /// Runs it to its `hlt`.
+    fn finish(&mut self) -> Regs {
+        let exit = self.run();
+        assert_eq!(exit, Exit::Hlt, "{:x?}\n{:x?}", self.vcpu.regs(), self.vcpu.sregs());
+        self.vcpu.regs()
+    }
+}
+
+fn flat(sregs: Sregs) -> Sregs {
+    let data = Segment {
+        selector: 0x10,
+        limit: u32::MAX,
+        type_: 3,
+        present: 1,
+        db: 1,
+        s: 1,
+        g: 1,
+        ..Segment::default()
+    };
+    let cs = Segment { selector: 8, type_: 11, ..data };
+    Sregs { cs, ds: data, es: data, fs: data, gs: data, ss: data, ..sregs }
+}
+
+#[test]
+fn in_real_mode_an_interrupt_pushes_flags_cs_and_ip_and_iret_takes_them_back() {
+    let code = guest!(real_interrupt,
+        ".code16"
+        "jmp 2f"
+        "1: mov cx, sp"
+        "clc"
+        "mov ax, [0x7ffe]"
+        "iret"
+        "2: mov word ptr [0x40 * 4], 0x1002" // behind the jump
+        "mov word ptr [0x40 * 4 + 2], 0"
+        "stc"
+        "int 0x40"
+        "setc bl"
+        "hlt"
+    );
+    let mut guest = Guest::real(code);
+    let regs = guest.finish();
+    assert_eq!(regs.rcx & 0xffff, 0x7ffa, "three words");
+    assert_eq!(regs.rbx & 0xff, 1, "CF came back");
+    assert_eq!(regs.rax & 1, 1, "the pushed flags have it");
+    assert_eq!(regs.rsp, 0x8000);
+}
+
+#[test]
+fn a_division_error_returns_to_the_division() {
+    let code = guest!(division,
+        ".code16"
+        "jmp 2f"
+        "1: mov bl, 7"
+        "iret"
+        "2: mov word ptr [0], 0x1002" // behind the jump
+        "mov word ptr [2], 0"
+        "mov ax, 100"
+        "xor bl, bl"
+        "div bl"
+        "hlt"
+    );
+    let regs = Guest::real(code).finish();
+    assert_eq!(regs.rax & 0xffff, 2 << 8 | 14);
+}
+
+#[test]
+fn in_64_bit_code_rings_change_by_iret_int_exceptions_syscall_and_sysret() {
+    let code = guest!(rings,
+        ".code64"
+        "lgdt [rip + 90f]"
+        "lidt [rip + 91f]"
+        // Gates: #GP and #PF (on IST1) for the CPU, 0x80 and 0x81 for ring 3.
+        "lea rax, [rip + 20f]; mov ebx, 13; mov ecx, 0x8e00; call 10f"
+        "lea rax, [rip + 30f]; mov ebx, 14; mov ecx, 0x8e01; call 10f"
+        "lea rax, [rip + 40f]; mov ebx, 0x80; mov ecx, 0xee00; call 10f"
+        "lea rax, [rip + 70f]; mov ebx, 0x81; mov ecx, 0xee00; call 10f"
+        // The TSS: RSP0 and IST1.
+        "mov qword ptr [0x5004], 0x7000"
+        "mov qword ptr [0x5024], 0x7800"
+        "mov ax, 0x28; ltr ax"
+        // LSTAR, STAR: kernel 8, user 0x18 - 8.
+        "mov ecx, 0xc0000082; lea rax, [rip + 50f]; xor edx, edx; wrmsr"
+        "mov ecx, 0xc0000081; xor eax, eax; mov edx, 0x00130008; wrmsr"
+        "mov ecx, 0xc0000084; mov eax, 0x200; xor edx, edx; wrmsr"
+        // 0x3000 is ring 0's: clear U in its entry, and the TLB's copy.
+        "and byte ptr [0x103000 + 3 * 8], 0xfb; invlpg [0x3000]"
+        // To ring 3 with interrupts on.
+        "push 0x1b; push 0x6000; push 0x202; push 0x23"
+        "lea rax, [rip + 60f]; push rax; iretq"
+        // Writes gate rbx to rax with the attributes ecx.
+        "10: shl ebx, 4; add ebx, 0x4000"
+        "mov [rbx], ax; mov word ptr [rbx + 2], 8; mov [rbx + 4], cx"
+        "ret"
+        "20: pop r8; mov r9, rsp; add qword ptr [rsp], 1; iretq"
+        "30: pop r10; mov rsi, cr2; mov r12, rsp; lea rax, [rip + 61f]; mov [rsp], rax; iretq"
+        "40: mov r13, [rsp + 8]; mov r14, rsp; iretq"
+        "50: pushfq; pop rbp; mov r15, rcx; sysretq"
+        "60: hlt"
+        "mov eax, [0x3000]"
+        "61: int 0x80"
+        "syscall"
+        "mov eax, cs"
+        "int 0x81"
+        "70: hlt"
+        ".balign 8"
+        "80: .quad 0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0x00cff3000000ffff, 0x00affb000000ffff"
+        ".quad 0x0000890050000067, 0"
+        "90: .word 55; .quad 80b - rings_start + 0x1000"
+        "91: .word 0xfff; .quad 0x4000"
+    );
+    let mut guest = Guest::long(code);
+    let regs = guest.finish();
+    assert_eq!(regs.r8, 0, "HLT in ring 3 is #GP(0)");
+    assert_eq!(regs.r9, 0x7000 - 5 * 8, "on RSP0, and the error code was popped");
+    assert_eq!((regs.r10, regs.rsi), (5, 0x3000), "present, read, by ring 3; CR2");
+    assert_eq!(regs.r12, 0x7800 - 5 * 8, "on IST1");
+    assert_eq!((regs.r13, regs.r14), (0x23, 0x7000 - 5 * 8), "ring 3's CS, and the stack of ring 0");
+    assert_eq!(regs.rbp & 0x200, 0, "SFMASK cleared IF");
+    assert_eq!(regs.rax, 0x23, "SYSRET went back to ring 3");
+    assert_eq!(guest.read(0x7000 - 8), 0x1b, "and INT 0x81 pushed its SS");
+    assert_eq!(guest.vcpu.sregs().ss.dpl, 0);
+}
+
+#[test]
+fn a_store_to_code_that_was_decoded_is_what_runs_next() {
+    let code = guest!(selfmod,
+        ".code64"
+        "mov ecx, 3"
+        "1: mov eax, 1"
+        "add ebx, eax"
+        "mov byte ptr [rip + 1b + 1], 10"
+        "loop 1b"
+        // And the instruction right behind the store, in the same block.
+        "mov byte ptr [rip + 2f + 1], 5"
+        "2: mov edx, 7"
+        "hlt"
+    );
+    let regs = Guest::long(code).finish();
+    assert_eq!((regs.rbx, regs.rdx), (1 + 10 + 10, 5));
+}
+
+#[test]
+fn the_hypervisor_may_write_code_between_two_runs() {
+    let code = guest!(patched, ".code64" "1: mov eax, 1" "hlt" "jmp 1b");
+    let mut guest = Guest::long(code);
+    assert_eq!(guest.finish().rax, 1);
+    guest.write(START + 1, &[2]);
+    assert_eq!(guest.finish().rax, 2);
+}
+
+#[test]
+fn a_hole_is_read_and_written_by_exits_and_an_instruction_that_does_both_makes_two() {
+    let code =
+        guest!(hole, ".code32" "mov esi, 0xfee00000" "add dword ptr [esi], 5" "mov eax, [esi + 0xffd]" "hlt");
+    let mut guest = Guest::protected(code);
+    assert_eq!(guest.run(), Exit::MmioRead { address: 0xfee0_0000, size: 4 });
+    assert_eq!(guest.vcpu.regs().rip, START + 5, "at the instruction");
+    guest.vcpu.data_mut(4).copy_from_slice(&7u32.to_le_bytes());
+    assert_eq!(guest.run(), Exit::MmioWrite { address: 0xfee0_0000, size: 4 });
+    assert_eq!(guest.vcpu.data(4), [12, 0, 0, 0]);
+    assert_eq!(guest.vcpu.regs().rip, START + 8, "past it");
+    // An access over a page's end is two.
+    assert_eq!(guest.run(), Exit::MmioRead { address: 0xfee0_0ffd, size: 3 });
+    guest.vcpu.data_mut(3).copy_from_slice(&[1, 2, 3]);
+    assert_eq!(guest.run(), Exit::MmioRead { address: 0xfee0_1000, size: 1 });
+    guest.vcpu.data_mut(1).copy_from_slice(&[4]);
+    assert_eq!(guest.finish().rax, 0x0403_0201);
+}
+
+#[test]
+fn a_read_only_slot_is_read_at_once_and_written_by_an_exit() {
+    let code = guest!(rom, ".code32" "mov eax, [0x800000]" "mov [0x800000], eax" "hlt");
+    let mut guest = Guest::protected(code);
+    let slot = Slot {
+        slot: 1,
+        guest_phys_addr: 0x80_0000,
+        memory_size: 0x1000,
+        userspace_addr: guest.memory as u64,
+        read_only: true,
+    };
+    // SAFETY: the memory is never given back.
+    unsafe { guest.machine.set_slot(slot) }.expect("a good slot");
+    assert_eq!(guest.run(), Exit::MmioWrite { address: 0x80_0000, size: 4 });
+    assert_eq!(guest.finish().rax, 0);
+}
+
+#[test]
+fn string_input_asks_for_a_page_full_at_once_and_output_sends_an_item_at_a_time() {
+    let code = guest!(strings,
+        ".code32"
+        "mov edi, 0x2ffd" "mov ecx, 5" "mov edx, 0x60" "rep insb"
+        "mov esi, 0x2ffd" "mov ecx, 2" "rep outsw"
+        "hlt"
+    );
+    let mut guest = Guest::protected(code);
+    assert_eq!(guest.run(), Exit::IoIn { port: 0x60, size: 1, count: 3 }, "up to the page's end");
+    guest.vcpu.data_mut(3).copy_from_slice(b"abc");
+    assert_eq!(guest.run(), Exit::IoIn { port: 0x60, size: 1, count: 2 });
+    guest.vcpu.data_mut(2).copy_from_slice(b"de");
+    assert_eq!(guest.run(), Exit::IoOut { port: 0x60, size: 2, count: 1 });
+    assert_eq!(guest.vcpu.data(2), b"ab");
+    assert_eq!(guest.run(), Exit::IoOut { port: 0x60, size: 2, count: 1 });
+    assert_eq!(guest.vcpu.data(2), b"cd");
+    let regs = guest.finish();
+    assert_eq!((regs.rcx, regs.rdi, regs.rsi), (0, 0x3002, 0x3001));
+}
+
+#[test]
+fn an_instruction_in_two_pages_needs_both() {
+    let code = guest!(two_pages, ".code64" ".fill 0xffe, 1, 0x90" "mov eax, 0x12345678" "hlt");
+    assert_eq!(Guest::long(code).finish().rax, 0x1234_5678);
+    let mut guest = Guest::long(code);
+    // The second page is not there: #PF, and no IDT.
+    guest.write(0x10_3000 + 2 * 8, &[0]);
+    assert_eq!(guest.run(), Exit::Shutdown);
+    assert_eq!((guest.vcpu.regs().rip, guest.vcpu.sregs().cr2), (0x1ffe, 0x2000));
+}
+
+#[test]
+fn the_page_tables_get_their_accessed_and_dirty_bits() {
+    let code = guest!(dirty, ".code64" "mov eax, [0x5000]" "mov [0x6000], eax" "hlt");
+    let mut guest = Guest::long(code);
+    guest.finish();
+    let entry = |page: u64| guest.read(0x10_3000 + page * 8) & 0x60;
+    assert_eq!((entry(5), entry(6), entry(7)), (0x20, 0x60, 0));
+    assert_eq!(guest.read(0x10_0000) & 0x60, 0x20);
+}
+
+#[test]
+fn a_page_fault_says_who_wanted_what() {
+    // The handler's stack holds the error code when it halts.
+    let code = guest!(faults,
+        ".code64"
+        "lidt [rip + 9f]"
+        "lea rcx, [rip + 5f]"
+        "mov word ptr [0x4000 + 14 * 16], cx"
+        "mov word ptr [0x4000 + 14 * 16 + 2], 8"
+        "mov word ptr [0x4000 + 14 * 16 + 4], 0x8e00"
+        "lgdt [rip + 8f]"
+        "jmp rax"
+        "1: mov eax, [0x9000]"
+        "2: mov [0xa000], eax"
+        "3: add dword ptr [0x9000], 1"
+        "5: pop rbx; hlt"
+        "7: .quad 0, 0x00af9b000000ffff"
+        "8: .word 15; .quad 7b - faults_start + 0x1000"
+        "9: .word 0xfff; .quad 0x4000"
+    );
+    let jump = code.windows(2).position(|bytes| bytes == [0xff, 0xe0]).expect("jmp rax") as u64 + START + 2;
+    let cases = [
+        (jump, 0x9000, 0, "a read of a page that is not there"),
+        (jump + 7, 0xa000, 3, "a write of a page that is only read, with CR0.WP"),
+        (jump + 14, 0x9000, 2, "an instruction that reads and writes asks as a write"),
+        (0xb000, 0xb000, 0x11, "a fetch from a page with NX"),
+        (0xc000, 0xc000, 9, "a reserved bit"),
+    ];
+    for (target, address, error, why) in cases {
+        let mut guest = Guest::long(code);
+        guest.write(0x10_3000 + 9 * 8, &[0]);
+        guest.write(0x10_3000 + 10 * 8, &0xa005u64.to_le_bytes());
+        guest.write(0x10_3000 + 11 * 8, &(0xb007u64 | 1 << 63).to_le_bytes());
+        guest.write(0x10_3000 + 12 * 8, &(0xc007u64 | 1 << 51).to_le_bytes());
+        let mut regs = guest.vcpu.regs();
+        regs.rax = target;
+        guest.vcpu.set_regs(&regs);
+        let regs = guest.finish();
+        let error = if target == 0xc000 { error | 0x10 } else { error };
+        assert_eq!((regs.rbx, guest.vcpu.sregs().cr2), (error, address), "{why}");
+    }
+}
+
+#[test]
+fn thirty_two_bit_paging_maps_4_mib_at_once_and_pae_goes_by_four_pointers() {
+    let code = guest!(legacy, ".code32" "mov eax, [0x400000]" "hlt");
+    let mut guest = Guest::protected(code);
+    guest.write(0x2000, &0x83u32.to_le_bytes());
+    // The second 4 MiB show the first again.
+    guest.write(0x2004, &0x83u32.to_le_bytes());
+    guest.write(0, &0xfeed_face_u32.to_le_bytes());
+    let mut sregs = guest.vcpu.sregs();
+    (sregs.cr0, sregs.cr3, sregs.cr4) = (0x8000_0011, 0x2000, 0x10);
+    guest.vcpu.set_sregs(&sregs).expect("32-bit paging");
+    assert_eq!(guest.finish().rax, 0xfeed_face);
+
+    let mut guest = Guest::protected(code);
+    guest.write(0x2000, &0x3001u64.to_le_bytes());
+    guest.write(0x3000, &0x83u64.to_le_bytes());
+    guest.write(0x3010, &0x4003u64.to_le_bytes());
+    guest.write(0x4000, &0x5003u64.to_le_bytes());
+    guest.write(0x5000, &0xfeed_face_u32.to_le_bytes());
+    (sregs.cr3, sregs.cr4) = (0x2000, 0x20);
+    guest.vcpu.set_sregs(&sregs).expect("PAE");
+    assert_eq!(guest.finish().rax, 0xfeed_face);
+}
+
+#[test]
+fn a_single_step_ends_after_each_instruction_but_the_one_that_loads_ss() {
+    let code = guest!(steps, ".code32" "mov ax, 0x18" "nop" "out 0x80, al" "nop" "hlt");
+    let mut guest = Guest::protected(code);
+    guest.vcpu.set_single_step(true);
+    let mut pcs = Vec::new();
+    loop {
+        match guest.run() {
+            Exit::Debug { pc, .. } => pcs.push(pc - START),
+            Exit::IoOut { port: 0x80, .. } => pcs.push(0x80),
+            exit => {
+                assert_eq!(exit, Exit::Hlt);
+                break;
+            }
+        }
+    }
+    assert_eq!(pcs, [4, 5, 0x80, 7, 8]);
+}
+
+#[test]
+fn immediate_exit_completes_an_input_and_goes_no_further() {
+    let code = guest!(input, ".code32" "in al, 0x60" "nop" "hlt");
+    let mut guest = Guest::protected(code);
+    assert_eq!(guest.run(), Exit::IoIn { port: 0x60, size: 1, count: 1 });
+    guest.vcpu.data_mut(1)[0] = 0x42;
+    assert_eq!(guest.vcpu.run(true), Err(vmexit_soft::Errno::EINTR));
+    assert_eq!((guest.vcpu.regs().rax, guest.vcpu.regs().rip), (0x42, START + 2));
+}
+
+#[test]
+fn an_interrupt_waits_for_the_instruction_after_sti() {
+    let code = guest!(sti,
+        ".code16"
+        "jmp 2f"
+        "1: hlt"
+        "2: mov word ptr [8 * 4], 0x1002" // behind the jump
+        "mov word ptr [8 * 4 + 2], 0"
+        "sti"
+        "mov bx, 1"
+        "mov bx, 2"
+    );
+    let mut guest = Guest::real(code);
+    guest.vcpu.interrupt(8).expect("none waits");
+    assert_eq!(guest.finish().rbx & 0xffff, 1);
+}
+
+#[test]
+fn in_32_bit_code_a_call_gate_copies_its_parameters_and_the_io_bitmap_says_which_ports() {
+    let code = guest!(gates,
+        ".code32"
+        "jmp 2f"
+        // At 0x1002, behind the call gate: ring 0, with two parameters on its stack.
+        "1: mov eax, [esp + 8]; mov ebx, [esp + 12]; mov ecx, [esp + 16]; mov edx, cs; retf 8"
+        // At #GP's handler: how often, and the last error code; past the instruction of two bytes.
+        "3: pop edi; inc esi; add dword ptr [esp], 2; iretd"
+        "4: hlt"
+        "2: mov eax, 0x60; mov ss:[0x5066], ax" // the bitmap lies right behind the TSS's 0x68 bytes
+        "mov word ptr [0x5066], 0x68"
+        "mov dword ptr [0x5004], 0x7000; mov dword ptr [0x5008], 0x10"
+        // Port 3 is free, port 4 is not, and nothing behind the 16th.
+        "mov word ptr [0x5068], 0xfff7; mov byte ptr [0x506a], 0xff"
+        "lgdt [0x4f00]; lidt [0x4f08]"
+        "mov ax, 0x28; ltr ax"
+        "push 0x23; push 0x6000; push 0x2; push 0x1b; push 0x3000; iretd"
+    );
+    // Ring 3, at 0x3000.
+    let user = guest!(gates_user,
+        ".code32"
+        "mov ax, 0x23; mov ds, ax; mov es, ax"
+        "push 22; push 11"
+        ".byte 0x9a; .long 0; .word 0x33" // call 0x33:0
+        "mov ebp, esp"
+        "out 3, al"
+        "out 4, al"
+        "int 0x40"
+    );
+    let mut guest = Guest::protected(code);
+    guest.write(0x3000, user);
+    let position =
+        |bytes: &[u8]| code.windows(bytes.len()).position(|found| found == bytes).expect("it is there");
+    let handler = START + position(&[0x5f, 0x46]) as u64;
+    let end = handler + 7;
+    let gdt: [u64; 7] = [
+        0,
+        0x00cf_9b00_0000_ffff,
+        0x00cf_9300_0000_ffff,
+        0x00cf_fb00_0000_ffff,
+        0x00cf_f300_0000_ffff,
+        0x0000_8900_5000_006a,
+        // A 32-bit call gate to 8:0x1002 with two parameters, for ring 3.
+        0x0000_ec02_0008_1002,
+    ];
+    for (number, entry) in gdt.iter().enumerate() {
+        guest.write(0x4000 + 8 * number as u64, &entry.to_le_bytes());
+    }
+    let gate = |offset: u64, kind: u64| offset & 0xffff | 8 << 16 | kind << 40;
+    guest.write(0x4800 + 13 * 8, &gate(handler, 0x8e).to_le_bytes());
+    guest.write(0x4800 + 0x40 * 8, &gate(end, 0xee).to_le_bytes());
+    guest.write(0x4f00, &[55, 0, 0, 0x40, 0, 0]);
+    guest.write(0x4f08, &[0xff, 3, 0, 0x48, 0, 0]);
+    assert_eq!(guest.run(), Exit::IoOut { port: 3, size: 1, count: 1 });
+    let regs = guest.finish();
+    assert_eq!((regs.rax, regs.rbx), (11, 22), "the parameters");
+    assert_eq!(regs.rcx, 0x6000 - 8, "and behind them the caller's ESP");
+    assert_eq!(regs.rdx, 8, "in ring 0");
+    assert_eq!(regs.rbp, 0x6000, "RETF 8 took them off the caller's stack");
+    assert_eq!((regs.rsi, regs.rdi), (1, 0), "port 4 is #GP(0)");
+}
+
+#[test]
+fn a_selector_that_cannot_be_loaded_is_the_error_code() {
+    let code = guest!(selectors,
+        ".code32"
+        "lgdt [0x4f00]; lidt [0x4f08]"
+        "jmp 1f"
+        "9: hlt"
+        "1: mov ds, ax"
+    );
+    let cases: [(u64, u64, u8, &str); 4] = [
+        (0x08, 0, 13, "a null descriptor is no segment: #GP"),
+        (0x10, 0x00cf_7300_0000_ffff, 11, "not present: #NP"),
+        (0x18, 0x00cf_9900_0000_ffff, 13, "code that cannot be read: #GP"),
+        (0x40, 0, 13, "past the GDT's limit: #GP"),
+    ];
+    for (selector, descriptor, vector, why) in cases {
+        let mut guest = Guest::protected(code);
+        guest.write(0x4000 + selector, &descriptor.to_le_bytes());
+        guest.write(0x4038, &0x00cf_9b00_0000_ffffu64.to_le_bytes());
+        guest.write(0x4f00, &[0x3f, 0, 0, 0x40, 0, 0]);
+        guest.write(0x4f08, &[0xff, 3, 0, 0x48, 0, 0]);
+        let halt = code.iter().position(|byte| *byte == 0xf4).expect("hlt") as u64 + START;
+        let gate = halt | 0x38 << 16 | 0x8e << 40;
+        guest.write(0x4800 + u64::from(vector) * 8, &gate.to_le_bytes());
+        let mut regs = guest.vcpu.regs();
+        regs.rax = selector | 3;
+        guest.vcpu.set_regs(&regs);
+        let regs = guest.finish();
+        assert_eq!(guest.read(regs.rsp) as u32, selector as u32, "{why}: without the RPL");
+    }
+}
+
+#[test]
+fn the_limit_of_a_segment_holds_in_real_mode_too_and_beyond_it_when_it_was_raised() {
+    let code = guest!(unreal, ".code16" "mov ebx, 0x20000" "mov al, [ebx]" "hlt");
+    let mut guest = Guest::real(code);
+    // #GP, and vector 13 of the table is 0: it ends in memory full of zeros, at 0:0.
+    guest.write(13 * 4, &[0x00, 0x20, 0, 0]);
+    guest.write(0x2000, &[0xb1, 0x77, 0xf4]); // mov cl, 0x77; hlt
+    assert_eq!(guest.finish().rcx & 0xff, 0x77);
+    let mut guest = Guest::real(code);
+    let mut sregs = guest.vcpu.sregs();
+    (sregs.ds.limit, sregs.ds.g) = (u32::MAX, 1);
+    guest.vcpu.set_sregs(&sregs).expect("real mode");
+    guest.write(0x2_0000, &[0x55]);
+    assert_eq!(guest.finish().rax & 0xff, 0x55);
+}
