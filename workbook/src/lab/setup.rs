@@ -61,6 +61,7 @@ pub fn run(arguments: &SetupArguments, interrupt: &Interrupt) -> Result<u8> {
         Err(unusable) => println!("It will be made anew: {}.", unusable.reason()),
     }
     let missing = missing_packages(arguments, &machines);
+    check_own(arguments)?;
     let source = Source::choose(arguments)?;
     announce(&folder, &source, &missing)?;
     if !missing.is_empty() && !rustix::process::geteuid().is_root() {
@@ -89,6 +90,17 @@ pub fn run(arguments: &SetupArguments, interrupt: &Interrupt) -> Result<u8> {
     Lab::open(&folder).map_err(Failure::from)?;
     println!("The lab is ready. Try: cargo vmexit lab ch01");
     Ok(0)
+}
+
+/// Checks the reader's own emulators before anything is downloaded for them.
+fn check_own(arguments: &SetupArguments) -> Result<()> {
+    if let Some(qemu) = &arguments.qemu {
+        qemu::check(qemu)?;
+    }
+    if let Some(bochs) = &arguments.bochs {
+        bochs::check(bochs)?;
+    }
+    Ok(())
 }
 
 /// Where the kernel comes from.
