@@ -142,6 +142,7 @@ pub fn control_bits(sregs: &kvm_sregs) -> String {
     )
 }
 
+// ANCHOR: enter_real
 /// Real mode as after reset, but for CS, which moves to selector 0: every
 /// segment complete, as VMX asks. A new vCPU of kvm_amd lacks the accessed bits,
 /// which only Intel's CPUs look at.
@@ -151,6 +152,7 @@ pub fn enter_real(sregs: &mut kvm_sregs) {
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     sregs.cr0 &= !cr0::PE;
 }
+// ANCHOR_END: enter_real
 
 // ANCHOR: enter_protected
 /// Protected mode with flat segments, as a guest would leave it behind after its

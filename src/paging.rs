@@ -19,6 +19,7 @@ pub const PAGE: u64 = 4096;
 /// Bytes of a large page in a page directory of 8-byte entries.
 pub const LARGE_PAGE: u64 = 2 << 20;
 
+// ANCHOR: identity_map
 /// Identity-maps the first GiB with 2 MiB pages, in three tables that it writes
 /// at `tables`, a guest-physical address on a page boundary; returns the value
 /// for CR3.
@@ -41,6 +42,7 @@ pub fn identity_map(memory: &Memory, tables: u64) -> Result<u64, MemoryError> {
     }
     Ok(pml4)
 }
+// ANCHOR_END: identity_map
 
 #[cfg(test)]
 mod tests {

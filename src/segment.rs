@@ -43,6 +43,7 @@ impl Descriptor {
     /// 64-bit code, ring 0; base and limit are ignored.
     pub const CODE_64: Self = Self(PRESENT_SEGMENT | bits::CODE | bits::LONG | bits::PAGES);
 
+    // ANCHOR: load
     /// The segment register after `selector` was loaded and the CPU found this
     /// descriptor there: what `mov ds, ax` fills in, and what `KVM_SET_SREGS`
     /// wants filled in by hand. Limits come out in bytes, as in the VMCS.
@@ -66,6 +67,7 @@ impl Descriptor {
             padding: 0,
         }
     }
+    // ANCHOR_END: load
 }
 
 /// The type of a busy 32-bit or 64-bit TSS. Intel SDM Vol. 3A, "System Descriptor Types".

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+// ANCHOR: status
 /// The exit codes.
 ///
 /// | code | meaning |
@@ -27,6 +28,7 @@ pub enum Status {
     /// Ctrl-C.
     Interrupted = 130,
 }
+// ANCHOR_END: status
 
 impl From<Status> for ExitCode {
     fn from(status: Status) -> Self {

@@ -47,12 +47,14 @@ impl fmt::Display for Probe {
     }
 }
 
+// ANCHOR: guests
 /// `out 0x10, al; hlt`: the same bytes in every mode.
 const CODE: [u8; 3] = [0xe6, 0x10, 0xf4];
 /// `ud2; hlt`, and the handler of #UD: `out 0x10, al; add qword ptr [rsp], 2; iretq`.
 const FAULTING: [u8; 3] = [0x0f, 0x0b, 0xf4];
 const HANDLER_CODE: [u8; 9] = [0xe6, 0x10, 0x48, 0x83, 0x04, 0x24, 0x02, 0x48, 0xcf];
 const PORT: u16 = 0x10;
+// ANCHOR_END: guests
 
 const LOAD_ADDRESS: u64 = 0x1000;
 const HANDLER: u64 = 0x1100;
@@ -143,6 +145,7 @@ impl Probe {
         (regs.rip, regs.rsp, regs.rflags) = (LOAD_ADDRESS, MEMORY as u64, mode::rflags::FIXED);
         vcpu.set_regs(&regs).map_err(setup("KVM_SET_REGS"))?;
 
+        // ANCHOR: expect
         let _kick = Kick::arm(vcpu.backend.immediate_exit(), PATIENCE);
         match vcpu.run().map_err(stuck_or_failed)? {
             VcpuExit::IoOut(PORT, _) => {}
@@ -153,6 +156,7 @@ impl Probe {
             VcpuExit::Hlt => Ok(Probed { out_after: rip != LOAD_ADDRESS && rip != HANDLER }),
             exit => Err(Failure::Ending(Unexpected::from(exit).0.name().to_owned())),
         }
+        // ANCHOR_END: expect
     }
 
     /// Writes the guest and its tables, and puts the CPU into its mode.

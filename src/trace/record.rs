@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kvm::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 
+// ANCHOR: record
 /// The version of the schema, in the first record of every trace.
 pub const VERSION: u32 = 1;
 
@@ -31,7 +32,9 @@ pub enum Record {
     /// The last line: how it ended.
     End(EndRecord),
 }
+// ANCHOR_END: record
 
+// ANCHOR: run
 /// What ran.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
@@ -41,7 +44,9 @@ pub struct RunRecord {
     /// The broken variant that ran, if one did.
     pub variant: Option<String>,
 }
+// ANCHOR_END: run
 
+// ANCHOR: image
 /// The guest's names, as its ELF file has them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ImageRecord {
@@ -55,7 +60,9 @@ pub struct SymbolRecord {
     pub name: String,
     pub address: Hex,
 }
+// ANCHOR_END: image
 
+// ANCHOR: entry
 /// The state of a vCPU and its VM before the first entry.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EntryRecord {
@@ -82,7 +89,9 @@ pub struct PageRecord {
     pub address: Hex,
     pub bytes: Bytes,
 }
+// ANCHOR_END: entry
 
+// ANCHOR: step
 /// One instruction that the guest executed without an exit to user space.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
@@ -96,7 +105,9 @@ pub struct StepRecord {
     pub registers: Option<Registers>,
     pub system: Option<SystemRegisters>,
 }
+// ANCHOR_END: step
 
+// ANCHOR: exit
 /// One return of KVM_RUN, with the instruction that caused it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ExitRecord {
@@ -124,6 +135,7 @@ pub struct ExitRecord {
     pub system: Option<SystemRegisters>,
 }
 
+// ANCHOR: set
 /// Registers that the hypervisor has set since the last exit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SetRecord {
@@ -134,6 +146,7 @@ pub struct SetRecord {
     /// As given to KVM_SET_SREGS, where that was called.
     pub system: Option<SystemRegisters>,
 }
+// ANCHOR_END: set
 
 /// Which way the data went, as the guest sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,7 +172,9 @@ pub struct NameRecord {
     pub name: String,
     pub number: u32,
 }
+// ANCHOR_END: exit
 
+// ANCHOR: place
 /// A point of the guest's code.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlaceRecord {
@@ -175,7 +190,9 @@ pub struct PlaceRecord {
     /// The nearest name before it, with the distance: `loop+0x4`.
     pub symbol: Option<String>,
 }
+// ANCHOR_END: place
 
+// ANCHOR: end
 /// How the run ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EndRecord {
@@ -184,7 +201,9 @@ pub struct EndRecord {
     pub exits: u64,
     pub steps: u64,
 }
+// ANCHOR_END: end
 
+// ANCHOR: registers
 /// The general-purpose registers, RIP and RFLAGS.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[rustfmt::skip] // four a line
@@ -242,6 +261,7 @@ pub struct TableRecord {
     pub base: Hex,
     pub limit: u16,
 }
+// ANCHOR_END: registers
 
 /// A number as `"0x3f8"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
