@@ -34,6 +34,7 @@ pub mod boot;
 pub mod progress;
 pub mod single;
 pub mod snapshot;
+pub mod limits;
 pub mod all;
 
 pub use machine::Machine;
