@@ -1,6 +1,7 @@
 //! Every snapshot in one boot a machine.
 
 use std::collections::BTreeSet;
+use std::io::{self, Write};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -11,7 +12,7 @@ use super::boot::{self, Event, Plan};
 use super::cache::{self, Lab};
 use super::initramfs::Program;
 use super::progress::Progress;
-use super::single::{check_emulators, is_failed_entry, job};
+use super::single::{build, check_emulators, is_failed_entry, job};
 use super::snapshot::{self, Case};
 use super::{Machine, Session, limits, program};
 use crate::failure::Failure;
@@ -25,7 +26,7 @@ const SNAPSHOTS: &str = "tests/snapshots";
 /// When the snapshots cannot be read.
 pub fn list(session: &Session) -> Result<u8> {
     for case in snapshot::read_all(&session.root.join(SNAPSHOTS))? {
-        println!("{:32} {}", case.name, case.command);
+        say(&format!("{:32} {}", case.name, case.command))?;
     }
     Ok(0)
 }
@@ -41,8 +42,7 @@ pub fn run(session: &Session) -> Result<u8> {
     check_emulators(&lab, &session.machines)?;
     let names: BTreeSet<String> = cases.iter().map(|case| case.binary.clone()).collect();
     let names: Vec<String> = names.into_iter().collect();
-    let built = program::build(&session.root, &names)?;
-    session.interrupt.check()?;
+    let built = build(session, &names)?;
     let programs = names
         .iter()
         .map(|name| {
@@ -82,6 +82,11 @@ fn split(machine: Machine, cases: &[Case]) -> (Vec<&Case>, Vec<String>) {
     (run, not_run)
 }
 
+/// Prints a line; a reader that has gone away (`| head`) is no panic.
+fn say(line: &str) -> Result<()> {
+    writeln!(io::stdout(), "{line}").context("cannot print the results")
+}
+
 fn inside(binary: &str) -> String {
     format!("/bin/{binary}")
 }
@@ -96,7 +101,7 @@ struct Written {
 /// Runs `cases` on one machine; returns how many differ.
 fn run_on(plan: &Plan, cases: &[&Case], not_run: &[String], session: &Session) -> Result<usize> {
     let machine = plan.machine;
-    println!("{machine}: {} runs on {}", cases.len(), machine.kvm_module());
+    say(&format!("{machine}: {} runs on {}", cases.len(), machine.kvm_module()))?;
     let started = Instant::now();
     let progress = Progress::new(machine);
     let mut ready = false;
@@ -117,18 +122,18 @@ fn run_on(plan: &Plan, cases: &[&Case], not_run: &[String], session: &Session) -
                 let case = cases[number];
                 let result = judge(case, plan, &written, &ending);
                 failed += usize::from(result.is_err());
-                progress.print(&report(machine.name(), case, result, &verdict, &written));
+                progress.above(|| say(&report(machine.name(), case, result, &verdict, &written)))?;
             }
         }
         Ok(())
     })?;
     progress.clear();
     for line in not_run {
-        println!("{line}");
+        say(line)?;
     }
     let (passed, others) = (cases.len() - failed, not_run.len());
     let seconds = started.elapsed().as_secs_f64();
-    println!("{machine}: {passed} passed, {failed} failed, {others} not run, in {seconds:.1} s");
+    say(&format!("{machine}: {passed} passed, {failed} failed, {others} not run, in {seconds:.1} s"))?;
     Ok(failed)
 }
 
