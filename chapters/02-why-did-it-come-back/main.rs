@@ -28,8 +28,7 @@ const CHAPTER: Chapter = Chapter {
         Break {
             name: "shutdown",
             what: "the guest starts in protected mode, without an interrupt table, at a ud2",
-            why: "ud2 is #UD, and there is no gate to deliver it through: a double fault, which has no gate either, \
-                  and the third fault shuts the CPU down",
+            why: "ud2 is #UD, and has no gate: #GP; neither has that: a double fault; nor has that: shutdown",
         },
         Break {
             name: "internal-error",

@@ -109,12 +109,12 @@ impl Watch {
             // next KVM_RUN; the facade gives the exit to the caller under the vCPU's lifetime again.
             let exit: VcpuExit<'static> = unsafe { transmute::<VcpuExit<'_>, VcpuExit<'static>>(exit) };
             if self.stepping && matches!(exit, VcpuExit::Debug(_)) {
-                if let Some(place) = before {
-                    self.record_step(vcpu, &place, (entered, left))?;
+                if let Some((place, state)) = before {
+                    self.record_step(vcpu, &place, &state, (entered, left))?;
                 }
                 continue;
             }
-            self.record(vcpu, &exit, before, (entered, left))?;
+            self.record(vcpu, &exit, before.map(|(place, _)| place), (entered, left))?;
             return Ok(exit);
         }
     }
@@ -142,20 +142,31 @@ impl Watch {
         Ok(State { regs: vcpu.get_regs()?, sregs: vcpu.get_sregs()? })
     }
 
-    /// Turns single-stepping on, but for `hlt`, which ends in its own exit: some
-    /// KVMs run on past a stepped `hlt`.
-    fn prepare_step(&self, vcpu: &VcpuBackend) -> Result<Place> {
+    /// Turns single-stepping on. At a `hlt` it stays off on a KVM that emulates whole instructions:
+    /// such a one runs on past a stepped `hlt`. A CPU exits at it either way.
+    fn prepare_step(&self, vcpu: &VcpuBackend) -> Result<(Place, State)> {
         let state = self.state(vcpu)?;
         let place = self.seeing(vcpu, |view| Place::at(&state, state.regs.rip, view));
-        let control = if place.is_hlt() { 0 } else { SINGLE_STEP };
+        let control = if place.is_hlt() && self.run.out_after() { 0 } else { SINGLE_STEP };
         vcpu.set_guest_debug(&kvm_guest_debug { control, ..kvm_guest_debug::default() })?;
-        Ok(place)
+        Ok((place, state))
     }
 
     /// Records the instruction at `place`, and the one after it where the CPU
     /// held the trap back until then.
-    fn record_step(&self, vcpu: &VcpuBackend, place: &Place, span: (Instant, Instant)) -> Result<()> {
+    fn record_step(
+        &self,
+        vcpu: &VcpuBackend,
+        place: &Place,
+        before: &State,
+        span: (Instant, Instant),
+    ) -> Result<()> {
         let after = self.state(vcpu)?;
+        // A CPU that something else took out of the guest may stop where it was, with nothing done:
+        // the lab's Intel machine does so at every host interrupt.
+        if after.regs == before.regs && !place.may_jump_to_itself() {
+            return Ok(());
+        }
         let next = self.seeing(vcpu, |view| Place::at(&after, place.end(), view));
         let mut recorder = self.run.recorder();
         if !place.shadows_the_next() || after.regs.rip == place.end() {

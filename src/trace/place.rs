@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-use iced_x86::{Code, Instruction, Mnemonic, Register};
+use iced_x86::{Code, FlowControl, Instruction, Mnemonic, Register};
 
 use crate::disasm::{self, LONGEST};
 use crate::exit::Exit;
@@ -102,6 +102,15 @@ impl Place {
 
     pub fn is_hlt(&self) -> bool {
         self.instruction.is_some_and(|instruction| instruction.mnemonic() == Mnemonic::Hlt)
+    }
+
+    /// Whether the instruction can have run although no register tells: `jmp $`.
+    pub fn may_jump_to_itself(&self) -> bool {
+        self.instruction.is_some_and(|jump| match jump.flow_control() {
+            FlowControl::Next => false,
+            FlowControl::IndirectBranch | FlowControl::IndirectCall => true,
+            _ => jump.near_branch_target() == self.rip,
+        })
     }
 
     /// Whether the CPU holds single-step traps back until after the next
