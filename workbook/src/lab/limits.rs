@@ -8,10 +8,10 @@ use super::snapshot::Case;
 pub fn reason_not_to_run(machine: Machine, case: &Case) -> Option<&'static str> {
     let steps = case.arguments.iter().any(|argument| argument == "--steps");
     match machine {
-        // Seen with Bochs 2.7: a step is reported twice at the instruction
-        // after each exit, and what follows a stepped `hlt` runs.
+        // Seen with Bochs 2.7; it looks as if the single-step trap of an
+        // instruction that exits were saved as pending.
         Machine::Intel if steps => Some(
-            "Bochs saves the single-step trap of an instruction that exits as pending, so stepping is not exact there",
+            "Bochs reports the step after an exit twice and runs on past a stepped hlt, so steps are not exact there",
         ),
         Machine::Intel | Machine::Amd => None,
     }
