@@ -34,7 +34,6 @@ pub mod boot;
 pub mod progress;
 pub mod single;
 pub mod snapshot;
-pub mod limits;
 pub mod all;
 
 pub use machine::Machine;

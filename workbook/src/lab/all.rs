@@ -14,7 +14,7 @@ use super::initramfs::Program;
 use super::progress::Progress;
 use super::single::{build, check_emulators, is_failed_entry, job};
 use super::snapshot::{self, Case};
-use super::{Machine, Session, limits, program};
+use super::{Session, program};
 use crate::failure::Failure;
 
 /// Where the snapshots are, in the workbook's folder.
@@ -52,7 +52,6 @@ pub fn run(session: &Session) -> Result<u8> {
         .collect::<Result<Vec<Program>>>()?;
     let mut different = 0;
     for &machine in &session.machines {
-        let (cases, not_run) = split(machine, &cases);
         let plan = Plan {
             lab: &lab,
             machine,
@@ -64,22 +63,9 @@ pub fn run(session: &Session) -> Result<u8> {
                 .map(|case| job(&inside(&case.binary), &case.arguments, session.limit_seconds))
                 .collect(),
         };
-        different += run_on(&plan, &cases, &not_run, session)?;
+        different += run_on(&plan, &cases, session)?;
     }
     Ok(if different == 0 { 0 } else { Status::Bug as u8 })
-}
-
-/// The cases that say something on `machine`, and the others with the reason.
-fn split(machine: Machine, cases: &[Case]) -> (Vec<&Case>, Vec<String>) {
-    let mut run = Vec::new();
-    let mut not_run = Vec::new();
-    for case in cases {
-        match limits::reason_not_to_run(machine, case) {
-            Some(reason) => not_run.push(format!("  not run  {:5}  {}: {reason}", machine.name(), case.name)),
-            None => run.push(case),
-        }
-    }
-    (run, not_run)
 }
 
 /// Prints a line; a reader that has gone away (`| head`) is no panic.
@@ -99,7 +85,7 @@ struct Written {
 }
 
 /// Runs `cases` on one machine; returns how many differ.
-fn run_on(plan: &Plan, cases: &[&Case], not_run: &[String], session: &Session) -> Result<usize> {
+fn run_on(plan: &Plan, cases: &[Case], session: &Session) -> Result<usize> {
     let machine = plan.machine;
     say(&format!("{machine}: {} runs on {}", cases.len(), machine.kvm_module()))?;
     let started = Instant::now();
@@ -119,7 +105,7 @@ fn run_on(plan: &Plan, cases: &[&Case], not_run: &[String], session: &Session) -
             Event::Output(_, Stream::Stdout, bytes) => written.stdout.extend(bytes),
             Event::Output(_, Stream::Stderr, bytes) => written.stderr.extend(bytes),
             Event::Finished(number, ending, verdict) => {
-                let case = cases[number];
+                let case = &cases[number];
                 let result = judge(case, plan, &written, &ending);
                 failed += usize::from(result.is_err());
                 progress.above(|| say(&report(machine.name(), case, result, &verdict, &written)))?;
@@ -128,12 +114,9 @@ fn run_on(plan: &Plan, cases: &[&Case], not_run: &[String], session: &Session) -
         Ok(())
     })?;
     progress.clear();
-    for line in not_run {
-        say(line)?;
-    }
-    let (passed, others) = (cases.len() - failed, not_run.len());
+    let passed = cases.len() - failed;
     let seconds = started.elapsed().as_secs_f64();
-    say(&format!("{machine}: {passed} passed, {failed} failed, {others} not run, in {seconds:.1} s"))?;
+    say(&format!("{machine}: {passed} passed, {failed} failed, in {seconds:.1} s"))?;
     Ok(failed)
 }
 
