@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::{API_VERSION, Cap, Kvm, KvmBackend, Probe, ProbeFailure, host};
 use crate::run::Run;
 use crate::run::options::Backend;
+use crate::status::complain;
 
 /// Why no machine could be had: a sentence, with the way out.
 #[derive(Debug, thiserror::Error)]
@@ -102,11 +103,11 @@ impl Kvm {
         check(&kvm, &device)?;
         let probed = chapter.needs.run(&kvm).map_err(|failure| failure.report(&device, chapter))?;
         run.set_out_after(probed.out_after);
-        eprintln!(
+        complain(format_args!(
             "{}kvm, the device {device}: a probe guest ran {} on it",
             crate::transcript::BACKEND_NOTE,
             chapter.needs
-        );
+        ));
         run.recorder().release();
         kvm.run = Some(run.clone());
         Ok(kvm)
