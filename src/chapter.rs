@@ -4,7 +4,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use crate::exit::Unexpected;
+use crate::exit::{Exit, Unexpected};
 use crate::explain;
 use crate::guest::{ImageError, MemoryError};
 use crate::kvm::{self, OpenError, Probe};
@@ -107,6 +107,9 @@ fn report(run: &Run, error: &anyhow::Error) -> Status {
     let unexpected = unexpected.map(|given| run.last_exit().map_or(given.clone(), Unexpected));
     if let Some(unexpected) = unexpected {
         complain(format_args!("{name}: {unexpected}"));
+        if let (Exit::InternalError { suberror: 1 }, Some(place)) = (&unexpected.0, run.last_place()) {
+            complain(format_args!("  where: {place}"));
+        }
         explain_variant(run);
         return if unexpected.is_the_end() || run.options().variant.is_some() {
             Status::GuestFailed

@@ -101,6 +101,11 @@ impl Run {
         self.recorder().last_exit()
     }
 
+    /// Where KVM's emulator gave up at the last exit, in words.
+    pub(crate) fn last_place(&self) -> Option<String> {
+        self.recorder().last_place()
+    }
+
     /// What each vCPU started from and was told, in the order of their first entries.
     #[must_use]
     pub fn recordings(&self) -> Vec<Recording> {
