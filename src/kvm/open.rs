@@ -17,7 +17,7 @@ pub enum OpenError {
     /// The device is there, and not for this user.
     #[error(
         "you may not open {device}: join its group with `sudo usermod -aG kvm $USER` and log in again \
-         (in a container, pass the device in: --device /dev/kvm)"
+         (in a container, pass the device in: --device /dev/kvm); `cargo run --bin ch00` looks closer"
     )]
     NoPermission { device: Device },
     /// Opening failed in another way.
@@ -71,7 +71,8 @@ impl Device {
 fn missing_device() -> &'static str {
     if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         "load KVM's module with `sudo modprobe kvm_intel` or `sudo modprobe kvm_amd`; if that fails, turn on \
-         virtualization (VT-x, SVM) in the firmware's setup, or use the lab: `cargo vmexit lab`"
+         virtualization (VT-x, SVM) in the firmware's setup, or use the lab: `cargo vmexit lab`; \
+         `cargo run --bin ch00` looks closer"
     } else {
         "only Linux on an x86-64 CPU has the KVM that this workbook speaks to; the lab brings one along: \
          `cargo vmexit lab`"
