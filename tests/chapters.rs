@@ -24,6 +24,7 @@ const fn case(name: &'static str, binary: &'static str, flags: &'static [&'stati
 const CH00: &str = env!("CARGO_BIN_EXE_ch00");
 const CH01: &str = env!("CARGO_BIN_EXE_ch01");
 const CH02: &str = env!("CARGO_BIN_EXE_ch02");
+const CH03: &str = env!("CARGO_BIN_EXE_ch03");
 const CH04: &str = env!("CARGO_BIN_EXE_ch04");
 const CH05: &str = env!("CARGO_BIN_EXE_ch05");
 const CH08: &str = env!("CARGO_BIN_EXE_ch08");
@@ -39,6 +40,9 @@ const CASES: &[Case] = &[
     case("ch02--break-shutdown", CH02, &["--break", "shutdown"]),
     case("ch02--break-internal-error", CH02, &["--break", "internal-error"]),
     case("ch02--break-fail-entry", CH02, &["--break", "fail-entry"]),
+    case("ch03", CH03, &[]),
+    case("ch03--break-unknown", CH03, &["--break", "unknown"]),
+    case("ch03--break-endless", CH03, &["--break", "endless"]),
     case("ch04", CH04, &[]),
     case("ch04--break-no-bios", CH04, &["--break", "no-bios"]),
     case("ch04--break-no-sti", CH04, &["--break", "no-sti"]),
@@ -63,6 +67,7 @@ const WITHOUT_A_MACHINE: &[Case] = &[
     case("ch01--help", CH01, &["--help"]),
     case("ch01--break-list", CH01, &["--break", "list"]),
     case("ch02--break-list", CH02, &["--break", "list"]),
+    case("ch03--break-list", CH03, &["--break", "list"]),
     case("ch04--break-list", CH04, &["--break", "list"]),
     case("ch05--break-list", CH05, &["--break", "list"]),
     case("ch08--break-list", CH08, &["--break", "list"]),
