@@ -121,7 +121,9 @@ fn on_kvm(case: &Case, not_run: &Mutex<Vec<String>>) -> Result<(), Failed> {
         if output.status.code() != Some(2) {
             return Err(format!("no backend, and exit code {:?}: {stderr}", output.status.code()).into());
         }
-        let reason = format!("{}: {}", case.name, stderr.lines().next().unwrap_or_default());
+        let sentence = stderr.lines().next().unwrap_or_default();
+        let sentence = sentence.split_once(": ").map_or(sentence, |(_program, sentence)| sentence);
+        let reason = format!("{}: {sentence}", case.name);
         not_run.lock().expect("no trial panics while holding it").push(reason);
         return Ok(());
     }
@@ -133,7 +135,7 @@ fn on_kvm(case: &Case, not_run: &Mutex<Vec<String>>) -> Result<(), Failed> {
 fn doctor(not_run: &Mutex<Vec<String>>) -> Result<(), Failed> {
     let output = run(&DOCTOR, &[]);
     if String::from_utf8_lossy(&output.stdout).starts_with("no probe guest ran") {
-        let reason = format!("{}: there is no KVM device that can be opened", DOCTOR.name);
+        let reason = format!("{}: no probe guest ran", DOCTOR.name);
         not_run.lock().expect("no trial panics while holding it").push(reason);
         return Ok(());
     }
