@@ -175,7 +175,7 @@ mod measure {
     fn ioctl(name: &'static str, fd: &impl AsRawFd, request: u64, argument: u64) -> Result<i32> {
         // SAFETY: `argument` is a number, or the address of a struct of the size that the request
         // has encoded, which lives across the call.
-        let answer = unsafe { libc::ioctl(fd.as_raw_fd(), request, argument) };
+        let answer = unsafe { libc::ioctl(fd.as_raw_fd(), request as _, argument) };
         ensure!(answer >= 0, "{name}: {}", Error::last_os_error());
         Ok(answer)
     }
@@ -228,7 +228,7 @@ mod measure {
             let began = Instant::now();
             for _ in 0..exits {
                 // SAFETY: KVM_RUN takes no argument; the guest's memory is `_memory`, which lives.
-                let answer = unsafe { libc::ioctl(fd, number::RUN, 0) };
+                let answer = unsafe { libc::ioctl(fd, number::RUN as _, 0) };
                 ensure!(answer == 0, "KVM_RUN: {}", Error::last_os_error());
                 // SAFETY: `run` is the mapped kvm_run page, which the kernel has filled.
                 let got = unsafe { read_volatile(&raw const (*self.run).exit_reason) };

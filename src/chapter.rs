@@ -4,13 +4,13 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use crate::exit::Unexpected;
+use crate::exit::{Exit, Unexpected};
 use crate::explain;
 use crate::guest::{ImageError, MemoryError};
 use crate::kvm::{self, OpenError, Probe};
 use crate::run::options::{self, Command, Options};
 use crate::run::{Run, Stop, interrupt};
-use crate::status::Status;
+use crate::status::{Status, complain};
 
 /// A chapter, as its flags and its reports name it.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ pub fn main(chapter: &'static Chapter, body: fn(&Run) -> anyhow::Result<()>) -> 
         Ok(Command::ListVariants) => print(&options::variants(chapter)),
         Ok(Command::Run(options)) => run(chapter, options, body),
         Err(sentence) => {
-            eprintln!("{}: {sentence}\n\n{}", chapter.name, options::help(chapter));
+            complain(format_args!("{}: {sentence}\n\n{}", chapter.name, options::help(chapter)));
             Status::BadInput
         }
     };
@@ -66,7 +66,7 @@ fn run(chapter: &'static Chapter, options: Options, body: fn(&Run) -> anyhow::Re
     let run = match Run::new(chapter, options) {
         Ok(run) => run,
         Err(error) => {
-            eprintln!("{}: {error}", chapter.name);
+            complain(format_args!("{}: {error}", chapter.name));
             return Status::BadInput;
         }
     };
@@ -78,7 +78,7 @@ fn run(chapter: &'static Chapter, options: Options, body: fn(&Run) -> anyhow::Re
     match run.finish(status) {
         Ok(()) => status,
         Err(error) => {
-            eprintln!("{}: {error}", chapter.name);
+            complain(format_args!("{}: {error}", chapter.name));
             if status == Status::Success { Status::BadInput } else { status }
         }
     }
@@ -92,11 +92,11 @@ fn report(run: &Run, error: &anyhow::Error) -> Status {
     let name = run.chapter().name;
     match run.stopped() {
         Some(Stop::Interrupted) => {
-            eprintln!("{name}: interrupted");
+            complain(format_args!("{name}: interrupted"));
             return Status::Interrupted;
         }
         Some(Stop::Deadline) => {
-            eprintln!("{name}: {}", run.deadline_report());
+            complain(format_args!("{name}: {}", run.deadline_report()));
             explain_variant(run);
             return Status::Deadline;
         }
@@ -106,7 +106,10 @@ fn report(run: &Run, error: &anyhow::Error) -> Status {
     let unexpected = error.downcast_ref::<Unexpected>();
     let unexpected = unexpected.map(|given| run.last_exit().map_or(given.clone(), Unexpected));
     if let Some(unexpected) = unexpected {
-        eprintln!("{name}: {unexpected}");
+        complain(format_args!("{name}: {unexpected}"));
+        if let (Exit::InternalError { suberror: 1 }, Some(place)) = (&unexpected.0, run.last_place()) {
+            complain(format_args!("  where: {place}"));
+        }
         explain_variant(run);
         return if unexpected.is_the_end() || run.options().variant.is_some() {
             Status::GuestFailed
@@ -114,7 +117,7 @@ fn report(run: &Run, error: &anyhow::Error) -> Status {
             Status::Bug
         };
     }
-    eprintln!("{name}: {error:#}{}", explain::way_out(error));
+    complain(format_args!("{name}: {error:#}{}", explain::way_out(error)));
     explain_variant(run);
     status_of(error)
 }
@@ -136,7 +139,7 @@ fn explain_variant(run: &Run) {
     let chapter = run.chapter();
     let planted = chapter.breaks.iter().find(|variant| run.breaks(variant.name));
     if let Some(variant) = planted {
-        eprintln!("  why: {}", variant.why);
+        complain(format_args!("  why: {}", variant.why));
     }
 }
 

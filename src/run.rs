@@ -86,8 +86,13 @@ impl Run {
     /// [`ListingShown`], which ends the program well, when only the listing was asked for.
     pub fn show(&self, image: &Image) -> Result<(), ListingShown> {
         self.say(format_args!("{}", disasm::listing(image)));
-        self.recorder().set_image(image.clone());
+        self.name_addresses(image);
         if self.0.options.listing_only { Err(ListingShown) } else { Ok(()) }
+    }
+
+    /// Lets the trace name the guest's addresses by this image from now on.
+    pub fn name_addresses(&self, image: &Image) {
+        self.recorder().set_image(image.clone());
     }
 
     /// Prints a line of the chapter's own on stdout, unless the JSON trace is there.
@@ -99,6 +104,11 @@ impl Run {
     #[must_use]
     pub fn last_exit(&self) -> Option<Exit> {
         self.recorder().last_exit()
+    }
+
+    /// Where KVM's emulator gave up at the last exit, in words.
+    pub(crate) fn last_place(&self) -> Option<String> {
+        self.recorder().last_place()
     }
 
     /// What each vCPU started from and was told, in the order of their first entries.

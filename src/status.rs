@@ -1,5 +1,7 @@
 //! How a program of the workbook ends: one table of exit codes for all of them.
 
+use std::fmt::Display;
+use std::io::Write;
 use std::process::ExitCode;
 
 // ANCHOR: status
@@ -34,4 +36,10 @@ impl From<Status> for ExitCode {
     fn from(status: Status) -> Self {
         Self::from(status as u8)
     }
+}
+
+/// Writes a line to stderr in one piece, so that no other stream's output falls
+/// into it. Where nobody listens, nobody is told.
+pub(crate) fn complain(line: impl Display) {
+    let _ = std::io::stderr().lock().write_all(format!("{line}\n").as_bytes());
 }

@@ -25,6 +25,7 @@ const fn case(name: &'static str, binary: &'static str, flags: &'static [&'stati
 const CH00: &str = env!("CARGO_BIN_EXE_ch00");
 const CH01: &str = env!("CARGO_BIN_EXE_ch01");
 const CH02: &str = env!("CARGO_BIN_EXE_ch02");
+const CH03: &str = env!("CARGO_BIN_EXE_ch03");
 const CH04: &str = env!("CARGO_BIN_EXE_ch04");
 const CH05: &str = env!("CARGO_BIN_EXE_ch05");
 const CH08: &str = env!("CARGO_BIN_EXE_ch08");
@@ -40,6 +41,9 @@ const CASES: &[Case] = &[
     case("ch02--break-shutdown", CH02, &["--break", "shutdown"]),
     case("ch02--break-internal-error", CH02, &["--break", "internal-error"]),
     case("ch02--break-fail-entry", CH02, &["--break", "fail-entry"]),
+    case("ch03", CH03, &[]),
+    case("ch03--break-unknown", CH03, &["--break", "unknown"]),
+    case("ch03--break-endless", CH03, &["--break", "endless"]),
     case("ch04", CH04, &[]),
     case("ch04--break-no-bios", CH04, &["--break", "no-bios"]),
     case("ch04--break-no-sti", CH04, &["--break", "no-sti"]),
@@ -64,6 +68,7 @@ const WITHOUT_A_MACHINE: &[Case] = &[
     case("ch01--help", CH01, &["--help"]),
     case("ch01--break-list", CH01, &["--break", "list"]),
     case("ch02--break-list", CH02, &["--break", "list"]),
+    case("ch03--break-list", CH03, &["--break", "list"]),
     case("ch04--break-list", CH04, &["--break", "list"]),
     case("ch05--break-list", CH05, &["--break", "list"]),
     case("ch08--break-list", CH08, &["--break", "list"]),
@@ -121,7 +126,9 @@ fn on_kvm(case: &Case, not_run: &Mutex<Vec<String>>) -> Result<(), Failed> {
         if output.status.code() != Some(2) {
             return Err(format!("no backend, and exit code {:?}: {stderr}", output.status.code()).into());
         }
-        let reason = format!("{}: {}", case.name, stderr.lines().next().unwrap_or_default());
+        let sentence = stderr.lines().next().unwrap_or_default();
+        let sentence = sentence.split_once(": ").map_or(sentence, |(_program, sentence)| sentence);
+        let reason = format!("{}: {sentence}", case.name);
         not_run.lock().expect("no trial panics while holding it").push(reason);
         return Ok(());
     }
@@ -133,7 +140,7 @@ fn on_kvm(case: &Case, not_run: &Mutex<Vec<String>>) -> Result<(), Failed> {
 fn doctor(not_run: &Mutex<Vec<String>>) -> Result<(), Failed> {
     let output = run(&DOCTOR, &[]);
     if String::from_utf8_lossy(&output.stdout).starts_with("no probe guest ran") {
-        let reason = format!("{}: there is no KVM device that can be opened", DOCTOR.name);
+        let reason = format!("{}: no probe guest ran", DOCTOR.name);
         not_run.lock().expect("no trial panics while holding it").push(reason);
         return Ok(());
     }

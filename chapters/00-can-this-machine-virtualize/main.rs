@@ -82,7 +82,7 @@ fn print(text: &str, status: Status) -> ExitCode {
 
 /// The probe guests, and the chapters that follow from them.
 fn probes(kvm: Option<&KvmFacts>) -> String {
-    let Some(kvm) = kvm else {
+    let Some(kvm) = kvm.filter(|kvm| !kvm.probes.is_empty()) else {
         return "no probe guest ran: there is no KVM to run it on\n".to_owned();
     };
     let mut text = String::new();

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::{API_VERSION, Cap, Kvm, KvmBackend, Probe, ProbeFailure, host};
 use crate::run::Run;
 use crate::run::options::Backend;
+use crate::status::complain;
 
 /// Why no machine could be had: a sentence, with the way out.
 #[derive(Debug, thiserror::Error)]
@@ -16,7 +17,7 @@ pub enum OpenError {
     /// The device is there, and not for this user.
     #[error(
         "you may not open {device}: join its group with `sudo usermod -aG kvm $USER` and log in again \
-         (in a container, pass the device in: --device /dev/kvm)"
+         (in a container, pass the device in: --device /dev/kvm); `cargo run --bin ch00` looks closer"
     )]
     NoPermission { device: Device },
     /// Opening failed in another way.
@@ -80,7 +81,8 @@ impl Device {
 fn missing_device() -> &'static str {
     if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         "load KVM's module with `sudo modprobe kvm_intel` or `sudo modprobe kvm_amd`; if that fails, turn on \
-         virtualization (VT-x, SVM) in the firmware's setup, or use the lab: `cargo vmexit lab`"
+         virtualization (VT-x, SVM) in the firmware's setup, or use the lab: `cargo vmexit lab`; \
+         `cargo run --bin ch00` looks closer"
     } else {
         "only Linux on an x86-64 CPU has the KVM that this workbook speaks to; the lab brings one along: \
          `cargo vmexit lab`"
@@ -112,7 +114,7 @@ impl Kvm {
                 Err(error) => (Self::soft(), format!("soft, the software machine: {}", error.in_short())),
             },
         };
-        eprintln!("{}{why}", crate::transcript::BACKEND_NOTE);
+        complain(format_args!("{}{why}", crate::transcript::BACKEND_NOTE));
         run.recorder().release();
         kvm.run = Some(run.clone());
         Ok(kvm)

@@ -12,6 +12,7 @@ use crate::guest::Slots;
 use crate::kvm::{Result, VcpuBackend, VcpuExit, kvm_guest_debug, kvm_regs, kvm_sregs};
 use crate::run::Run;
 use crate::run::interrupt::Kick;
+use crate::status::complain;
 use crate::trace::{Place, State, VcpuId, View};
 
 /// Signal numbers and errnos are the kernel's on x86-64 Linux.
@@ -132,7 +133,7 @@ impl Watch {
             self.run.recorder().entry(self.vcpu, &state, &slots);
             let given = self.given.get().unwrap_or(state.sregs);
             for finding in explain::entry_findings(&state.regs, &given) {
-                eprintln!("{}: entry check: {finding}", self.run.chapter().name);
+                complain(format_args!("{}: entry check: {finding}", self.run.chapter().name));
             }
         }
         Ok(())

@@ -69,6 +69,7 @@ pub struct Recorder {
     /// An exit whose answer is not known yet.
     waiting: Option<Happened>,
     last_exit: Option<Exit>,
+    last_place: Option<Place>,
     /// The mode and ring of the last step.
     last_mode: Option<(crate::mode::Mode, u8)>,
     stuck: Option<Place>,
@@ -99,6 +100,7 @@ impl Recorder {
             steps: 0,
             waiting: None,
             last_exit: None,
+            last_place: None,
             last_mode: None,
             stuck: None,
             recordings: Vec::new(),
@@ -211,6 +213,7 @@ impl Recorder {
         self.on_timeline(exit.name(), &exit.to_string(), &code, span);
         let answered = matches!(exit, Exit::IoIn { .. } | Exit::MmioRead { .. });
         self.last_exit = Some(exit.clone());
+        self.last_place.clone_from(&place);
         let happened = Happened { id, exit, place, state };
         if answered {
             self.waiting = Some(happened);
@@ -348,6 +351,20 @@ impl Recorder {
     pub fn stuck_at(&self) -> Option<String> {
         let place = self.stuck.as_ref()?;
         Some(format!("{place}  {}", self.code(place)))
+    }
+
+    /// The place of the last exit, as the report of an emulation failure has it.
+    pub fn last_place(&self) -> Option<String> {
+        let place = self.last_place.as_ref()?;
+        Some(match &place.instruction {
+            Some(_) => {
+                format!("{place}  {}; this KVM cannot emulate that instruction here", self.code(place))
+            }
+            None => format!(
+                "{place}; no instruction can be read there: a guest that does not end in hlt runs on until it \
+                 leaves its memory, and a wrong jump leaves it at once"
+            ),
+        })
     }
 
     pub fn last_exit(&self) -> Option<Exit> {

@@ -42,7 +42,9 @@ fn title(folder: &str, summary: &str) -> String {
         let (title, target) = line.split_once('[')?.1.split_once("](")?;
         let file = target.rsplit('/').next()?;
         let same = file.strip_prefix("ch").unwrap_or(file).starts_with(&format!("{number}-"));
-        (same || target.starts_with(&format!("{folder}/"))).then(|| title.to_owned())
+        // The book's own numbers are the ones that `list` shows already.
+        let words = title.strip_prefix(number).unwrap_or(title).trim_start_matches([' ', '.', ':']);
+        (same || target.starts_with(&format!("{folder}/"))).then(|| words.to_owned())
     });
     in_the_book.unwrap_or_else(|| words.replace('-', " "))
 }
@@ -53,7 +55,7 @@ mod tests {
 
     #[test]
     fn a_title_comes_from_the_book_or_else_from_the_folder() {
-        let summary = "# Summary\n- [Protected mode](05-protected-mode.md)\n";
+        let summary = "# Summary\n- [05 Protected mode](05-protected-mode.md)\n";
         assert_eq!(title("05-protected-mode", summary), "Protected mode");
         assert_eq!(title("08-long-mode", summary), "long mode");
     }

@@ -51,8 +51,9 @@ const BEAT: u64 = 250_000_000_000_000;
 
 /// Starts the beat. The kernel must have been booted with `iomem=relaxed`.
 pub fn start() -> Result<()> {
-    // Linux would report each beat as an NMI for no reason. A panic is still
-    // printed: it raises this level itself.
+    // Linux would report each beat as an NMI for no reason, and the console
+    // would never fall silent, which is how a hang is noticed. The price is
+    // that a kernel panic ends the machine without its words.
     fs::write("/proc/sys/kernel/printk", "0").context("cannot silence the console")?;
     let hpet = Registers::map(HPET)?;
     let period = u64::from(hpet.read(PERIOD));

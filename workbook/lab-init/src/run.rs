@@ -1,12 +1,14 @@
 //! Runs one job and sends on what it writes while it runs.
 
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use vmexit_lab_init::job::Bytes;
@@ -16,6 +18,10 @@ use crate::init::Channel;
 
 /// How often the end of a job is looked for.
 const POLL: Duration = Duration::from_millis(2);
+
+/// Output is sent on once it is so long, in bytes, or nothing followed for so long.
+const PIECE: usize = 16 << 10;
+const GATHER: Duration = Duration::from_millis(50);
 
 /// Runs `job`, whose number is `number`, until it ends or its time is over.
 /// When this returns, all of its output has been sent.
@@ -77,15 +83,29 @@ fn ending(status: ExitStatus) -> Ending {
     }
 }
 
-fn send_on(job: usize, stream: Stream, mut pipe: impl Read, channel: &Channel) -> Result<()> {
-    let mut buffer = [0; 4096];
+/// Sends on what comes through `pipe`, in pieces that are worth a frame.
+fn send_on(job: usize, stream: Stream, mut pipe: impl Read + AsFd, channel: &Channel) -> Result<()> {
+    let mut piece = Vec::new();
+    let mut buffer = [0; PIECE];
     loop {
+        if !piece.is_empty() && (piece.len() >= PIECE || !more_within(&pipe, GATHER)?) {
+            let bytes = Bytes(std::mem::take(&mut piece));
+            channel.report(&Report::Output { job, stream, bytes })?;
+        }
         match pipe.read(&mut buffer).context("cannot read what the job wrote")? {
-            0 => return Ok(()),
-            count => {
-                let bytes = Bytes(buffer[..count].to_vec());
-                channel.report(&Report::Output { job, stream, bytes })?;
-            }
+            0 => break,
+            count => piece.extend_from_slice(&buffer[..count]),
         }
     }
+    if !piece.is_empty() {
+        channel.report(&Report::Output { job, stream, bytes: Bytes(piece) })?;
+    }
+    Ok(())
+}
+
+/// Whether there is more to read, or the end, before `wait` is over.
+fn more_within(pipe: &impl AsFd, wait: Duration) -> Result<bool> {
+    let wait = Timespec::try_from(wait).context("a wait that fits")?;
+    let ready = poll(&mut [PollFd::new(pipe, PollFlags::IN)], Some(&wait)).context("cannot poll a pipe")?;
+    Ok(ready > 0)
 }

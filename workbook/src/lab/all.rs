@@ -1,6 +1,7 @@
 //! Every snapshot in one boot a machine.
 
 use std::collections::BTreeSet;
+use std::io::{self, Write};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -11,7 +12,7 @@ use super::boot::{self, Event, Plan};
 use super::cache::{self, Lab};
 use super::initramfs::Program;
 use super::progress::Progress;
-use super::single::{check_emulators, is_failed_entry, job};
+use super::single::{build, check_emulators, is_failed_entry, job};
 use super::snapshot::{self, Case};
 use super::{Session, program};
 use crate::failure::Failure;
@@ -25,7 +26,7 @@ const SNAPSHOTS: &str = "tests/snapshots";
 /// When the snapshots cannot be read.
 pub fn list(session: &Session) -> Result<u8> {
     for case in snapshot::read_all(&session.root.join(SNAPSHOTS))? {
-        println!("{:32} {}", case.name, case.command);
+        say(&format!("{:32} {}", case.name, case.command))?;
     }
     Ok(0)
 }
@@ -41,8 +42,7 @@ pub fn run(session: &Session) -> Result<u8> {
     check_emulators(&lab, &session.machines)?;
     let names: BTreeSet<String> = cases.iter().map(|case| case.binary.clone()).collect();
     let names: Vec<String> = names.into_iter().collect();
-    let built = program::build(&session.root, &names)?;
-    session.interrupt.check()?;
+    let built = build(session, &names)?;
     let programs = names
         .iter()
         .map(|name| {
@@ -68,6 +68,11 @@ pub fn run(session: &Session) -> Result<u8> {
     Ok(if different == 0 { 0 } else { Status::Bug as u8 })
 }
 
+/// Prints a line; a reader that has gone away (`| head`) is no panic.
+fn say(line: &str) -> Result<()> {
+    writeln!(io::stdout(), "{line}").context("cannot print the results")
+}
+
 fn inside(binary: &str) -> String {
     format!("/bin/{binary}")
 }
@@ -82,7 +87,7 @@ struct Written {
 /// Runs `cases` on one machine; returns how many differ.
 fn run_on(plan: &Plan, cases: &[Case], session: &Session) -> Result<usize> {
     let machine = plan.machine;
-    println!("{machine}: {} runs on {}", cases.len(), machine.kvm_module());
+    say(&format!("{machine}: {} runs on {}", cases.len(), machine.kvm_module()))?;
     let started = Instant::now();
     let progress = Progress::new(machine);
     let mut ready = false;
@@ -103,14 +108,15 @@ fn run_on(plan: &Plan, cases: &[Case], session: &Session) -> Result<usize> {
                 let case = &cases[number];
                 let result = judge(case, plan, &written, &ending);
                 failed += usize::from(result.is_err());
-                progress.print(&report(machine.name(), case, result, &verdict, &written));
+                progress.above(|| say(&report(machine.name(), case, result, &verdict, &written)))?;
             }
         }
         Ok(())
     })?;
     progress.clear();
     let passed = cases.len() - failed;
-    println!("{machine}: {passed} passed, {failed} failed, in {:.1} s", started.elapsed().as_secs_f64());
+    let seconds = started.elapsed().as_secs_f64();
+    say(&format!("{machine}: {passed} passed, {failed} failed, in {seconds:.1} s"))?;
     Ok(failed)
 }
 

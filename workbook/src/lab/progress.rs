@@ -44,9 +44,9 @@ impl Progress {
         self.bar.tick();
     }
 
-    /// Prints a line above it.
-    pub fn print(&self, line: &str) {
-        self.bar.suspend(|| println!("{line}"));
+    /// Takes the line away while `print` prints above it.
+    pub fn above<T>(&self, print: impl FnOnce() -> T) -> T {
+        self.bar.suspend(print)
     }
 
     /// Takes the line away.

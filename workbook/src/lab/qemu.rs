@@ -15,8 +15,8 @@ use crate::failure::Failure;
 /// There is none by default, because QEMU 7.2 emulates it less strictly than
 /// silicon: it lets a guest write control registers that the manual forbids,
 /// which kvm_amd checks itself when it shadows the guest's tables; and at an
-/// exit from a guest with EFER.LME and without CR4.PAE it loses the host's
-/// CR0.PG (it restores CR0 before CR4), so that the whole machine hangs.
+/// exit from a guest with EFER.LME and without CR4.PAE the host was seen to go
+/// on with CR0.PG clear, so that the whole machine hangs.
 const CPU: &str = "EPYC,+svm,-npt";
 const CPU_WITH_NESTED_PAGING: &str = "EPYC,+svm,+npt";
 

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use super::cache::{self, Lab, Stamp};
 use super::packages::{self, Package};
-use super::{Choice, Machine, bochs, modules, qemu};
+use super::{Choice, Machine, bochs, modules, qemu, single};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 
@@ -48,6 +48,13 @@ pub struct SetupArguments {
     bochs: Option<PathBuf>,
 }
 
+impl SetupArguments {
+    /// Whether the reader names something to make the lab of.
+    fn names_anything(&self) -> bool {
+        self.kernel.is_some() || self.modules.is_some() || self.qemu.is_some() || self.bochs.is_some()
+    }
+}
+
 /// Sets the lab up; returns the tool's exit code.
 ///
 /// # Errors
@@ -56,11 +63,16 @@ pub fn run(arguments: &SetupArguments, interrupt: &Interrupt) -> Result<u8> {
     let machines = arguments.machines.chosen().unwrap_or_else(|| Machine::ALL.to_vec());
     let folder = cache::folder()?;
     match Lab::open(&folder) {
+        Ok(lab) if !arguments.names_anything() && single::check_emulators(&lab, &machines).is_ok() => {
+            println!("The lab in {} is ready already; delete that folder to begin again.", folder.display());
+            return Ok(0);
+        }
         Ok(_) => println!("There is a lab in {}; it will be replaced.", folder.display()),
         Err(cache::Unusable::Missing) => {}
         Err(unusable) => println!("It will be made anew: {}.", unusable.reason()),
     }
     let missing = missing_packages(arguments, &machines);
+    check_own(arguments)?;
     let source = Source::choose(arguments)?;
     announce(&folder, &source, &missing)?;
     if !missing.is_empty() && !rustix::process::geteuid().is_root() {
@@ -81,14 +93,27 @@ pub fn run(arguments: &SetupArguments, interrupt: &Interrupt) -> Result<u8> {
         .prefix(cache::UNFINISHED_PREFIX)
         .tempdir_in(&folder)
         .with_context(|| format!("cannot write to {}", folder.display()))?;
-    let stamp = prepare(arguments, &machines, &source, &work)?;
+    let stamp = prepare(arguments, &machines, &source, &work);
+    // Ctrl-C ends apt too; that is no failure of it.
     interrupt.check()?;
+    let stamp = stamp?;
     check(&stamp, &machines)?;
     cache::install(&folder, &work.path().join("lab"), stamp).with_context(|| space(&folder))?;
     drop(work);
     Lab::open(&folder).map_err(Failure::from)?;
     println!("The lab is ready. Try: cargo vmexit lab ch01");
     Ok(0)
+}
+
+/// Checks the reader's own emulators before anything is downloaded for them.
+fn check_own(arguments: &SetupArguments) -> Result<()> {
+    if let Some(qemu) = &arguments.qemu {
+        qemu::check(qemu)?;
+    }
+    if let Some(bochs) = &arguments.bochs {
+        bochs::check(bochs)?;
+    }
+    Ok(())
 }
 
 /// Where the kernel comes from.

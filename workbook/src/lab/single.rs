@@ -1,6 +1,7 @@
 //! One program in the lab: what it writes is what the reader sees, and its exit
 //! code is the tool's.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -90,11 +91,20 @@ fn executable(session: &Session, name: &str) -> Result<(PathBuf, PathBuf)> {
     } else {
         vec![name.to_owned()]
     };
-    let built = program::build(&session.root, &binaries)?;
-    session.interrupt.check()?;
+    let built = build(session, &binaries)?;
     let find = |name: &str| built.get(name).cloned().with_context(|| format!("cargo built no {name}"));
     let program = if binaries.is_empty() { file.to_path_buf() } else { find(name)? };
     Ok((find(program::INIT)?, program))
+}
+
+/// Builds PID 1 and `binaries`. Ctrl-C ends cargo too; that is no failure of it.
+///
+/// # Errors
+/// As [`program::build`], or [`Failure::interrupted`].
+pub fn build(session: &Session, binaries: &[String]) -> Result<BTreeMap<String, PathBuf>> {
+    let built = program::build(&session.root, binaries);
+    session.interrupt.check()?;
+    built
 }
 
 fn run_on(plan: &Plan, session: &Session) -> Result<u8> {
