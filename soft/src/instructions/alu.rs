@@ -5,7 +5,7 @@ use iced_x86::Mnemonic;
 use crate::cpu::Cpu;
 use crate::flags::{add, mask, of_result, sub};
 use crate::op::{Handler, Op, Place};
-use crate::registers::rflags::{AF, CF, OF, PF, SF, STATUS, ZF};
+use crate::registers::rflags::{AF, CF, OF, STATUS, ZF};
 use crate::stop::Done;
 
 pub fn handler(mnemonic: Mnemonic) -> Option<Handler> {
@@ -235,7 +235,7 @@ mod decimal {
         let al = al(cpu);
         let (tens, ones) = (al / base, al % base);
         cpu.set_register(RAX, 2, tens << 8 | ones);
-        cpu.set_flags(of_result(1, al % base), SF | ZF | PF);
+        cpu.set_flags(of_result(1, ones), STATUS);
         Ok(())
     }
 
@@ -243,7 +243,7 @@ mod decimal {
         let ax = cpu.register(RAX, 2);
         let result = (ax >> 8).wrapping_mul(op.immediate & 0xff).wrapping_add(ax) & 0xff;
         cpu.set_register(RAX, 2, result);
-        cpu.set_flags(of_result(1, result), SF | ZF | PF);
+        cpu.set_flags(of_result(1, result), STATUS);
         Ok(())
     }
 

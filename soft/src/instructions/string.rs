@@ -9,7 +9,6 @@ use crate::exit::Exit;
 use crate::flags::{mask, sub};
 use crate::memory::{OFFSET, PAGE_SIZE};
 use crate::op::{Handler, Op, Place};
-use crate::paging::Intent;
 use crate::registers::rflags::{DF, STATUS, ZF};
 use crate::stop::{Done, Stop};
 
@@ -176,10 +175,10 @@ fn ins(cpu: &mut Cpu, op: &Op) -> Done {
         }
         cpu.check_port(port, size)?;
         let offset = cpu.gpr[gpr::RDI] & op.address.mask;
-        let linear = cpu.linear(seg::ES, offset, u64::from(size), Intent::Write)?;
+        // The port is asked before the memory: KVM's emulator goes that way.
         let Some((used, end)) = cpu.input.filter(|(used, end)| used + bytes <= *end) else {
             let down = cpu.flag(DF);
-            let room = if down { linear & OFFSET } else { PAGE_SIZE - (linear & OFFSET) };
+            let room = if down { offset & OFFSET } else { PAGE_SIZE - (offset & OFFSET) };
             let items = (room.min(cpu.data.len() as u64) / u64::from(size)).clamp(1, count);
             let pending = Pending::StringInput { bytes: items as usize * bytes };
             return cpu.leave(Exit::IoIn { port, size, count: items as u32 }, pending);
