@@ -90,6 +90,10 @@ pub struct Cpu {
     pub dr: [u64; 8],
     /// Model-specific registers.
     pub msrs: Msrs,
+    /// XMM0 to XMM15.
+    pub xmm: [u128; 16],
+    /// SSE's control and status.
+    pub mxcsr: u32,
     /// The ring.
     pub cpl: u8,
     /// Of the code that runs: [`Cpu::update_mode`] keeps it.
@@ -198,6 +202,9 @@ impl Cpu {
             // Fixed bits. Intel SDM Vol. 3B, "Debug Registers".
             dr: [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400],
             msrs: Msrs::reset(),
+            xmm: [0; 16],
+            // Every exception masked. Intel SDM Vol. 1, "MXCSR Control and Status Register".
+            mxcsr: 0x1f80,
             cpl: 0,
             code_size: CodeSize::Bits16,
             physical_bits: 36,

@@ -6,8 +6,9 @@
 //! Developer's Manual* says, and where that is silent, AMD's *Programmer's Manual*
 //! or KVM's emulator. What it does not have ends in [`Exit::InternalError`], as an
 //! instruction that KVM cannot emulate does: no wrong result takes its place. It
-//! lacks virtual-8086 mode, task switches, x87 and MMX, breakpoints by the debug
-//! registers, and every instruction with a VEX prefix or newer.
+//! lacks virtual-8086 mode, task switches, x87 and MMX, SSE's arithmetic on
+//! floating-point numbers, breakpoints by the debug registers, and every instruction
+//! with a VEX prefix or newer.
 //!
 //! Nothing here depends on the host: no files, no threads, no clock. The time
 //! stamp counter counts instructions, so a run can be repeated exactly.

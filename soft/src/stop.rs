@@ -9,6 +9,7 @@ pub mod vector {
     pub const OVERFLOW: u8              = 4;  // #OF
     pub const BOUND: u8                 = 5;  // #BR
     pub const INVALID_OPCODE: u8        = 6;  // #UD
+    pub const DEVICE_NOT_AVAILABLE: u8  = 7;  // #NM
     pub const DOUBLE_FAULT: u8          = 8;  // #DF
     pub const INVALID_TSS: u8           = 10; // #TS
     pub const NOT_PRESENT: u8           = 11; // #NP
@@ -32,6 +33,9 @@ impl Fault {
     pub const DIVIDE_ERROR: Self = Self::plain(vector::DIVIDE_ERROR);
     /// #UD
     pub const INVALID_OPCODE: Self = Self::plain(vector::INVALID_OPCODE);
+
+    /// #NM
+    pub const DEVICE_NOT_AVAILABLE: Self = Self::plain(vector::DEVICE_NOT_AVAILABLE);
 
     const fn plain(vector: u8) -> Self {
         Self { vector, code: None }

@@ -90,6 +90,17 @@ impl Vcpu {
         self.cpu.rflags = regs.rflags | rflags::FIXED;
     }
 
+    /// XMM0 to XMM15: a part of `KVM_GET_FPU`.
+    #[must_use]
+    pub fn xmm(&self) -> [u128; 16] {
+        self.cpu.xmm
+    }
+
+    /// Sets them: a part of `KVM_SET_FPU`.
+    pub fn set_xmm(&mut self, xmm: [u128; 16]) {
+        self.cpu.xmm = xmm;
+    }
+
     /// `KVM_GET_SREGS`.
     #[must_use]
     pub fn sregs(&self) -> Sregs {

@@ -1,5 +1,5 @@
-//! The software machine against the CPU that runs the tests: random integer
-//! instructions with random registers, flags and memory, executed once by each.
+//! The software machine against the CPU that runs the tests: random integer and
+//! SSE2 instructions with random registers, flags and memory, executed once by each.
 //! Everything must be equal but the flags that the manual leaves undefined.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #![allow(unsafe_code)]
@@ -50,13 +50,14 @@ impl Random {
     }
 }
 
-/// RAX, RCX, RDX, RBX, RBP, RSI, RDI, R8 to R13, R14 (the address of the memory), RFLAGS.
+/// RAX, RCX, RDX, RBX, RBP, RSI, RDI, R8 to R13, R14 (the address of the memory), RFLAGS, XMM0 to XMM3.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct State {
     registers: [u64; 14],
     rflags: u64,
     code: u64,
+    xmm: [u128; 4],
 }
 
 /// Where a register's number is in [`State`]; RSP and R15 are not there.
@@ -68,22 +69,27 @@ fn run_on_host(state: &mut State) {
     // that are listed or saved here, and memory at R14, which is the test's.
     unsafe {
         asm!(
-            "push rbx", "push rbp",
-            "push [r15 + 14*8]", "popfq",
-            "mov rax, [r15]", "mov rcx, [r15 + 8]", "mov rdx, [r15 + 2*8]", "mov rbx, [r15 + 3*8]",
-            "mov rbp, [r15 + 4*8]", "mov rsi, [r15 + 5*8]", "mov rdi, [r15 + 6*8]", "mov r8, [r15 + 7*8]",
-            "mov r9, [r15 + 8*8]", "mov r10, [r15 + 9*8]", "mov r11, [r15 + 10*8]", "mov r12, [r15 + 11*8]",
-            "mov r13, [r15 + 12*8]", "mov r14, [r15 + 13*8]",
+            "push rbx; push rbp",
+            "movdqa xmm0, [r15 + 16*8]; movdqa xmm1, [r15 + 18*8]",
+            "movdqa xmm2, [r15 + 20*8]; movdqa xmm3, [r15 + 22*8]",
+            "push [r15 + 14*8]; popfq",
+            "mov rax, [r15]; mov rcx, [r15 + 8]; mov rdx, [r15 + 2*8]; mov rbx, [r15 + 3*8]",
+            "mov rbp, [r15 + 4*8]; mov rsi, [r15 + 5*8]; mov rdi, [r15 + 6*8]; mov r8, [r15 + 7*8]",
+            "mov r9, [r15 + 8*8]; mov r10, [r15 + 9*8]; mov r11, [r15 + 10*8]; mov r12, [r15 + 11*8]",
+            "mov r13, [r15 + 12*8]; mov r14, [r15 + 13*8]",
             "call [r15 + 15*8]",
-            "mov [r15], rax", "mov [r15 + 8], rcx", "mov [r15 + 2*8], rdx", "mov [r15 + 3*8], rbx",
-            "mov [r15 + 4*8], rbp", "mov [r15 + 5*8], rsi", "mov [r15 + 6*8], rdi", "mov [r15 + 7*8], r8",
-            "mov [r15 + 8*8], r9", "mov [r15 + 9*8], r10", "mov [r15 + 10*8], r11", "mov [r15 + 11*8], r12",
+            "mov [r15], rax; mov [r15 + 8], rcx; mov [r15 + 2*8], rdx; mov [r15 + 3*8], rbx",
+            "mov [r15 + 4*8], rbp; mov [r15 + 5*8], rsi; mov [r15 + 6*8], rdi; mov [r15 + 7*8], r8",
+            "mov [r15 + 8*8], r9; mov [r15 + 9*8], r10; mov [r15 + 10*8], r11; mov [r15 + 11*8], r12",
             "mov [r15 + 12*8], r13",
-            "pushfq", "pop [r15 + 14*8]", "cld",
-            "pop rbp", "pop rbx",
+            "pushfq; pop [r15 + 14*8]; cld",
+            "movdqa [r15 + 16*8], xmm0; movdqa [r15 + 18*8], xmm1",
+            "movdqa [r15 + 20*8], xmm2; movdqa [r15 + 22*8], xmm3",
+            "pop rbp; pop rbx",
             in("r15") state,
             out("rax") _, out("rcx") _, out("rdx") _, out("rsi") _, out("rdi") _, out("r8") _, out("r9") _,
             out("r10") _, out("r11") _, out("r12") _, out("r13") _, out("r14") _,
+            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
         );
     }
 }
@@ -131,7 +137,7 @@ fn software_machine(memory: *mut u8) -> Vcpu {
     let data = Segment { limit: u32::MAX, type_: 3, present: 1, db: 1, s: 1, g: 1, ..Segment::default() };
     let cs = Segment { selector: 8, type_: 11, l: 1, db: 0, ..data };
     let mut sregs = Sregs { cs, ds: data, es: data, ss: data, ..Sregs::reset() };
-    (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (0x8000_0011, TABLES, 0x20, 0x500);
+    (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (0x8000_0011, TABLES, 0x220, 0x500);
     sregs.idt.limit = 0;
     vcpu.set_sregs(&sregs).expect("long mode");
     vcpu.set_single_step(true);
@@ -162,7 +168,11 @@ fn run_on_soft(vcpu: &mut Vcpu, state: &mut State) -> Exit {
         rip: CODE,
         rflags,
     });
+    let mut xmm = [0; 16];
+    xmm[..4].copy_from_slice(&state.xmm);
+    vcpu.set_xmm(xmm);
     let exit = vcpu.run(false).expect("nobody interrupts it");
+    state.xmm.copy_from_slice(&vcpu.xmm()[..4]);
     let r = vcpu.regs();
     state.registers =
         [r.rax, r.rcx, r.rdx, r.rbx, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14];
@@ -262,7 +272,46 @@ const TEMPLATES: &[Template] = &[
     (&[0x0f, 0x38, 0xf1], Form::Memory(0), Immediate::None),
 ];
 
+/// SSE2's integers with the prefix 66, two registers or a register and memory.
+#[rustfmt::skip]
+const LANES: &[u8] = &[
+    0x14, 0x15, 0x54, 0x55, 0x56, 0x57, 0x60, 0x61, 0x62, 0x63, 0x64, 0x65, 0x66, 0x67, 0x68, 0x69, 0x6a, 0x6b, 0x6c, 0x6d,
+    0x6f, 0x7f, 0x28, 0x29, 0x10, 0x11, 0x74, 0x75, 0x76, 0xd1, 0xd2, 0xd3, 0xd4, 0xd5, 0xd6, 0xd7, 0xd8, 0xd9, 0xda, 0xdb,
+    0xdc, 0xdd, 0xde, 0xdf, 0xe0, 0xe1, 0xe2, 0xe3, 0xe4, 0xe5, 0xe8, 0xe9, 0xea, 0xeb, 0xec, 0xed, 0xee, 0xef, 0xf1, 0xf2,
+    0xf3, 0xf4, 0xf8, 0xf9, 0xfa, 0xfb, 0xfc, 0xfd, 0xfe, 0x12, 0x13, 0x16, 0x17, 0x50, 0x6e, 0x7e,
+];
+/// The same with an immediate.
+const LANES_BY_IMMEDIATE: &[u8] = &[0x70, 0x71, 0x72, 0x73, 0xc4, 0xc5, 0xc6];
+
+fn generate_sse(random: &mut Random) -> Vec<u8> {
+    let mut bytes = random.one_of(&[&[0x66][..], &[0x66], &[0x66], &[0xf2], &[0xf3], &[]]).to_vec();
+    let (reg, rm) = (random.below(4) as u8, random.below(4) as u8);
+    let memory = random.below(3) == 0;
+    if memory {
+        bytes.push(if random.below(4) == 0 { 0x49 } else { 0x41 });
+    } else if random.below(4) == 0 {
+        bytes.push(0x48);
+    }
+    let by_immediate = random.below(4) == 0;
+    let opcode = random.one_of(if by_immediate { LANES_BY_IMMEDIATE } else { LANES });
+    bytes.extend([0x0f, opcode]);
+    // The shifts by an immediate are a group of their own.
+    let reg = if matches!(opcode, 0x71..=0x73) { random.one_of(&[2, 3, 4, 6, 7]) } else { reg };
+    if memory {
+        bytes.extend([0x46 | reg << 3, (random.below(6) * 16) as u8]);
+    } else {
+        bytes.push(0xc0 | reg << 3 | rm);
+    }
+    if by_immediate {
+        bytes.push(random.value() as u8);
+    }
+    bytes
+}
+
 fn generate(random: &mut Random) -> Vec<u8> {
+    if random.below(5) == 0 {
+        return generate_sse(random);
+    }
     let arithmetic = [0x00u8, 0x08, 0x10, 0x18, 0x20, 0x28, 0x30, 0x38];
     let (opcode, form, immediate): (Vec<u8>, Form, Immediate) = match random.below(5) {
         0 => {
@@ -424,7 +473,7 @@ fn undefined_result(instruction: &Instruction, soft: &State, before: &State) -> 
     }
 }
 
-/// Instructions that not every CPU has.
+/// Instructions that one of the two lacks.
 fn missing_here(mnemonic: Mnemonic) -> bool {
     match mnemonic {
         Mnemonic::Popcnt => !is_x86_feature_detected!("popcnt"),
@@ -432,12 +481,15 @@ fn missing_here(mnemonic: Mnemonic) -> bool {
         Mnemonic::Tzcnt => !is_x86_feature_detected!("bmi1"),
         Mnemonic::Movbe => !is_x86_feature_detected!("movbe"),
         Mnemonic::Cmpxchg16b => !is_x86_feature_detected!("cmpxchg16b"),
+        // SSE3 and MMX, which the software machine lacks.
+        Mnemonic::Movsldup | Mnemonic::Movshdup | Mnemonic::Movddup | Mnemonic::Lddqu => true,
+        Mnemonic::Addsubps | Mnemonic::Addsubpd | Mnemonic::Movdq2q | Mnemonic::Movq2dq => true,
         _ => false,
     }
 }
 
 #[test]
-fn integer_instructions_do_what_this_cpu_does() {
+fn instructions_do_what_this_cpu_does() {
     let count = std::env::var("VMEXIT_COMPARE").ok().and_then(|text| text.parse().ok()).unwrap_or(100_000u32);
     let mut random = Random(0x05ee_d0f1_dea5);
     let (guest, host) = (map(MEMORY), map(MEMORY));
@@ -459,7 +511,7 @@ fn integer_instructions_do_what_this_cpu_does() {
             let full = register.full_register();
             matches!(full, iced_x86::Register::RSP | iced_x86::Register::R15)
         };
-        if info.iter().any(|used| reserved(used.register())) {
+        if info.iter().any(|used| reserved(used.register()) || used.register().is_mm()) {
             continue;
         }
         let window: [u8; WINDOW] = std::array::from_fn(|_| random.value() as u8);
@@ -467,6 +519,7 @@ fn integer_instructions_do_what_this_cpu_does() {
             registers: std::array::from_fn(|_| random.value()),
             rflags: random.next() & STATUS | FIXED,
             code: host as u64 + CODE,
+            xmm: std::array::from_fn(|_| u128::from(random.value()) << 64 | u128::from(random.value())),
         };
         before.registers[13] = DATA;
         let mut code = bytes.clone();
@@ -495,6 +548,7 @@ fn integer_instructions_do_what_this_cpu_does() {
         let undefined = undefined_flags(&instruction, &before);
         let flags = |state: &State| state.rflags & STATUS & !undefined;
         let same = soft.registers == real.registers
+            && soft.xmm == real.xmm
             && flags(&soft) == flags(&real)
             && read(guest, DATA) == read(host, DATA);
         assert!(

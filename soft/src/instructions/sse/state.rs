@@ -1,0 +1,81 @@
+//! MXCSR, FXSAVE and FXRSTOR. Intel SDM Vol. 2A, "FXSAVE—Save x87 FPU, MMX Technology, and SSE State".
+
+use crate::cpu::{CodeSize, Cpu};
+use crate::op::Op;
+use crate::paging::Intent;
+use crate::stop::{Done, Fault};
+
+/// The bits of MXCSR that exist.
+const MXCSR: u64 = 0xffff;
+/// Where FXSAVE's image has them.
+const CONTROL_WORD: u64 = 0;
+const MXCSR_AT: u64 = 24;
+const MXCSR_MASK_AT: u64 = 28;
+const XMM0_AT: u64 = 160;
+const IMAGE: u64 = 512;
+/// The x87 control word after FNINIT: there is no x87 to change it.
+const X87_CONTROL: u64 = 0x37f;
+
+pub fn load_control(cpu: &mut Cpu, op: &Op) -> Done {
+    super::need_sse(cpu)?;
+    let value = cpu.get(op, op.first())?;
+    if value & !MXCSR != 0 {
+        return Err(Fault::general_protection(0).into());
+    }
+    cpu.mxcsr = value as u32;
+    Ok(())
+}
+
+pub fn store_control(cpu: &mut Cpu, op: &Op) -> Done {
+    super::need_sse(cpu)?;
+    cpu.set(op, op.first(), u64::from(cpu.mxcsr))
+}
+
+/// The image must be aligned to 16 bytes.
+fn image(cpu: &Cpu, op: &Op, intent: Intent) -> Result<u64, crate::stop::Stop> {
+    use crate::registers::cr0;
+    if cpu.cr0 & (cr0::EM | cr0::TS) != 0 {
+        return Err(Fault::DEVICE_NOT_AVAILABLE.into());
+    }
+    let linear = cpu.operand_address(op, IMAGE, intent)?;
+    if linear & 0xf != 0 {
+        return Err(Fault::general_protection(0).into());
+    }
+    Ok(linear)
+}
+
+/// Registers that the code's size can name.
+fn registers(cpu: &Cpu) -> usize {
+    if cpu.code_size == CodeSize::Bits64 { 16 } else { 8 }
+}
+
+pub fn save(cpu: &mut Cpu, op: &Op) -> Done {
+    let (linear, user) = (image(cpu, op, Intent::Write)?, cpu.user());
+    cpu.probe_write(linear, 8, user)?;
+    cpu.probe_write(linear + IMAGE - 8, 8, user)?;
+    // What is not written here is zero: empty x87 registers.
+    for offset in (0..XMM0_AT).step_by(8) {
+        cpu.write(linear + offset, 8, 0, user)?;
+    }
+    cpu.write(linear + CONTROL_WORD, 2, X87_CONTROL, user)?;
+    cpu.write(linear + MXCSR_AT, 4, u64::from(cpu.mxcsr), user)?;
+    cpu.write(linear + MXCSR_MASK_AT, 4, MXCSR, user)?;
+    for number in 0..registers(cpu) {
+        cpu.write_128(linear + XMM0_AT + 16 * number as u64, cpu.xmm[number], user)?;
+    }
+    Ok(())
+}
+
+pub fn restore(cpu: &mut Cpu, op: &Op) -> Done {
+    let (linear, user) = (image(cpu, op, Intent::Read)?, cpu.user());
+    let control = cpu.read(linear + MXCSR_AT, 4, user)?;
+    if control & !MXCSR != 0 {
+        return Err(Fault::general_protection(0).into());
+    }
+    let mut values = cpu.xmm;
+    for (number, value) in values.iter_mut().enumerate().take(registers(cpu)) {
+        *value = cpu.read_128(linear + XMM0_AT + 16 * number as u64, user)?;
+    }
+    (cpu.xmm, cpu.mxcsr) = (values, control as u32);
+    Ok(())
+}
