@@ -32,6 +32,7 @@ const HANDLERS: u64 = 0x2000;
 const IDT: u64 = 0x3000;
 const GDT: u64 = 0x3400;
 const TABLES: u64 = 0x8000;
+const TABLES_SIZE: usize = 0x3000;
 const MEMORY: usize = 0x10000;
 const VECTORS: u64 = 32;
 /// The handler of vector 0 writes to this port, that of vector 1 to the next.
@@ -67,7 +68,7 @@ pub struct Outcome {
     pub exits: Vec<String>,
     pub regs: kvm_regs,
     pub cr2: u64,
-    /// The stack's page and the scratch memory.
+    /// All memory but the page tables.
     pub memory: Vec<u8>,
     /// KVM could not go on: nothing to compare.
     pub gave_up: bool,
@@ -79,6 +80,8 @@ pub struct Subject<'a> {
     mode: CpuMode,
     machine: Machine,
     sregs: kvm_sregs,
+    /// The memory that every case starts with, but for its own code and scratch.
+    pristine: Vec<u8>,
 }
 
 impl<'a> Subject<'a> {
@@ -86,26 +89,26 @@ impl<'a> Subject<'a> {
         let machine = Machine::new(kvm, Memory::new(MEMORY)?)?;
         let mut sregs = machine.vcpu.get_sregs().context("KVM_GET_SREGS")?;
         prepare(&machine.memory, mode, &mut sregs)?;
-        Ok(Self { kvm, mode, machine, sregs })
+        machine.memory.write(CODE_PAGE, &[HLT; 0x1000])?;
+        let pristine = machine.memory.read(0, MEMORY)?;
+        Ok(Self { kvm, mode, machine, sregs, pristine })
     }
 
     /// Runs a case from its own state, whatever the last one left.
     pub fn run(&mut self, case: &Case) -> Result<Outcome> {
         let memory = &self.machine.memory;
-        memory.write(CODE_PAGE, &[HLT; 0x1000])?;
+        memory.write(0, &self.pristine)?;
         memory.write(CODE, &case.code)?;
-        memory.write(STACK - 0x1000, &[0; 0x1000])?;
         memory.write(SCRATCH, &case.scratch)?;
         self.machine.vcpu.set_sregs(&self.sregs).context("KVM_SET_SREGS")?;
         self.machine.vcpu.set_regs(&case.regs).context("KVM_SET_REGS")?;
         let (exits, ended) = self.run_to_the_end()?;
         let regs = self.machine.vcpu.get_regs().context("KVM_GET_REGS")?;
         let cr2 = self.machine.vcpu.get_sregs().context("KVM_GET_SREGS")?.cr2;
-        let memory = [
-            self.machine.memory.read(STACK - 0x1000, 0x1000)?,
-            self.machine.memory.read(SCRATCH, SCRATCH_SIZE)?,
-        ];
-        let outcome = Outcome { exits, regs, cr2, memory: memory.concat(), gave_up: !ended };
+        let mut memory = self.machine.memory.read(0, MEMORY)?;
+        // The CPU sets accessed and dirty bits there, and may do so ahead of need.
+        memory[TABLES as usize..TABLES as usize + TABLES_SIZE].fill(0);
+        let outcome = Outcome { exits, regs, cr2, memory, gave_up: !ended };
         if !ended {
             // What such an end leaves behind is nobody's promise: begin anew.
             *self = Self::new(self.kvm, self.mode)?;

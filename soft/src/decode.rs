@@ -80,7 +80,7 @@ fn operand(instruction: &Instruction, number: u32, op: &mut Op, size: CodeSize) 
         | OpKind::MemoryESDI
         | OpKind::MemoryESEDI
         | OpKind::MemoryESRDI => {
-            op.address.segment = instruction.memory_segment().number() as u8;
+            op.address.segment = segment(instruction, Register::None);
             op.address.mask = string_mask(instruction.op_kind(number));
             Operand { place: Place::None, number: 0, size: instruction.memory_size().size() as u8 }
         }
@@ -166,7 +166,7 @@ fn address(instruction: &Instruction, size: CodeSize) -> Address {
         (base, _) => base.size(),
     };
     Address {
-        segment: instruction.memory_segment().number() as u8,
+        segment: segment(instruction, base),
         base: number(base),
         index: number(index),
         scale: instruction.memory_index_scale().trailing_zeros() as u8,
@@ -174,6 +174,21 @@ fn address(instruction: &Instruction, size: CodeSize) -> Address {
         displacement: instruction.memory_displacement64(),
         mask: crate::flags::mask(bytes as u8),
     }
+}
+
+/// The segment register of a memory operand. In 64-bit mode the prefixes for ES,
+/// CS, SS and DS say nothing, and the base register alone chooses between SS and
+/// DS: that decides between #SS and #GP. AMD APM Vol. 3, "Segment-Override Prefixes".
+fn segment(instruction: &Instruction, base: Register) -> u8 {
+    let named = instruction.memory_segment();
+    let counts =
+        instruction.code_size() != iced_x86::CodeSize::Code64 || matches!(named, Register::FS | Register::GS);
+    let register = match base {
+        _ if counts => named,
+        Register::RSP | Register::RBP | Register::ESP | Register::EBP => Register::SS,
+        _ => Register::DS,
+    };
+    register.number() as u8
 }
 
 /// The condition as opcodes encode it. Intel SDM Vol. 2D, "Encoding of Conditional Test (tttn) Field".
@@ -197,5 +212,26 @@ fn condition(code: ConditionCode) -> u8 {
         ConditionCode::ge => 0xd,
         ConditionCode::le => 0xe,
         ConditionCode::g  => 0xf,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn in_64_bit_mode_a_prefix_for_es_leaves_the_base_to_choose_the_segment() {
+        let segment_of = |bits: u32, code: &[u8]| {
+            let instruction = Decoder::new(bits, code, DecoderOptions::NONE).decode();
+            segment(&instruction, instruction.memory_base())
+        };
+        let [es, ss, ds, fs] =
+            [Register::ES, Register::SS, Register::DS, Register::FS].map(|r| r.number() as u8);
+        // es: mov al, [rsp+rax]; es: mov al, [rax]; fs: mov al, [rsp]
+        assert_eq!(segment_of(64, &[0x26, 0x8a, 0x04, 0x04]), ss);
+        assert_eq!(segment_of(64, &[0x26, 0x8a, 0x00]), ds);
+        assert_eq!(segment_of(64, &[0x64, 0x8a, 0x04, 0x24]), fs);
+        // es: mov al, [esp]
+        assert_eq!(segment_of(32, &[0x26, 0x8a, 0x04, 0x24]), es);
     }
 }
