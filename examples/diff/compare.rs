@@ -44,10 +44,18 @@ pub fn judge(case: &Case, left: &Outcome, right: &Outcome) -> Verdict {
 }
 
 /// Whether the KVM at hand runs on QEMU's software CPU, which says so in CPUID.
-static ON_QEMU: LazyLock<bool> = LazyLock::new(|| {
+static ON_QEMU: LazyLock<bool> = LazyLock::new(on_qemu);
+
+#[cfg(target_arch = "x86_64")]
+fn on_qemu() -> bool {
     let leaf = std::arch::x86_64::__cpuid(0x4000_0000);
     (leaf.ebx, leaf.ecx, leaf.edx) == (0x5447_4354, 0x4354_4743, 0x4743_5447) // "TCGTCGTCGTCG"
-});
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn on_qemu() -> bool {
+    false // and no KVM that this tester speaks to, either
+}
 
 /// What QEMU's software CPU does not do, where the manual is clear. Bochs, the
 /// lab's other CPU, does, and is compared without this.
