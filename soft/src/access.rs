@@ -212,7 +212,7 @@ impl Cpu {
             }
             page.write((physical & OFFSET) + byte, 1, value >> (8 * byte));
         }
-        self.note_write(physical);
+        self.note_write(physical, size as u64);
         Ok(())
     }
 
@@ -246,8 +246,8 @@ impl Cpu {
 
     /// Guest-physical memory was written: code that was decoded from its page is no longer good.
     #[inline]
-    pub fn note_write(&mut self, physical: u64) {
-        if self.code_pages.written(physical) {
+    pub fn note_write(&mut self, physical: u64, size: u64) {
+        if self.code_pages.written(physical, size) {
             self.leave_block = true;
         }
     }

@@ -104,6 +104,8 @@ pub struct Cpu {
     pub cpuid: Vec<crate::cpuid::CpuidEntry>,
     /// Instructions executed: the time stamp counter.
     pub instructions: u64,
+    /// Iterations of repeated string instructions.
+    pub iterations: u64,
 
     /// Translations that were made before.
     pub tlb: Tlb,
@@ -210,6 +212,7 @@ impl Cpu {
             physical_bits: 36,
             cpuid: Vec::new(),
             instructions: 0,
+            iterations: 0,
             tlb: Tlb::default(),
             slots: Slots::default(),
             code_pages: CodePages::default(),

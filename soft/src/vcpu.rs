@@ -16,7 +16,7 @@ use crate::registers::{Regs, Sregs, cr0, cr4, rflags};
 use crate::slots::Slots;
 use crate::stop::{Done, Fault, Stop, vector};
 
-/// The instructions of one run: some 20 ms.
+/// The instructions, iterations and events of one run: some 20 ms.
 const BUDGET: u64 = 2_000_000;
 
 /// `KVM_INTERNAL_ERROR_EMULATION`: an instruction that is not there, or cannot be fetched.
@@ -312,8 +312,9 @@ impl Vcpu {
 
     /// Executes the guest until it exits.
     fn execute(&mut self) -> Exit {
-        let end = self.cpu.instructions.wrapping_add(BUDGET);
-        while self.cpu.instructions < end {
+        let mut left = BUDGET;
+        while left > 0 {
+            let before = self.work();
             let exit = if self.interrupt.is_some() && self.interruptible() {
                 self.take_interrupt()
             } else if self.single_step
@@ -331,8 +332,14 @@ impl Vcpu {
             if let Some(exit) = exit {
                 return exit;
             }
+            // An exception that is delivered for ever executes nothing, and takes its time all the same.
+            left = left.saturating_sub(1 + self.work().wrapping_sub(before));
         }
         Exit::Budget
+    }
+
+    fn work(&self) -> u64 {
+        self.cpu.instructions.wrapping_add(self.cpu.iterations)
     }
 
     fn interruptible(&self) -> bool {
@@ -471,10 +478,7 @@ impl Vcpu {
     #[inline(always)]
     fn find_block(&mut self) -> Result<Option<Range>, Stop> {
         let wanted = self.cpu.fetch()?;
-        if self.cpu.code_pages.hold(wanted.physical) {
-            self.cpu.tlb.forget_writable(wanted.physical & !OFFSET);
-        }
-        Ok(self.cache.find(&wanted, &self.cpu.code_pages))
+        Ok(self.cache.find(&wanted, &mut self.cpu))
     }
 
     /// Decodes the instruction at RIP, whose bytes lie in two pages.

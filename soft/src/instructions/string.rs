@@ -51,6 +51,7 @@ fn repeat(cpu: &mut Cpu, op: &Op, iteration: Iteration) -> Done {
             return Ok(());
         }
         let done = iteration(cpu, op)?;
+        cpu.iterations += 1;
         cpu.set_register(gpr::RCX, size, count - 1);
         cpu.mmio.end();
         cpu.mmio.begin();
