@@ -129,8 +129,9 @@ pub struct Cpu {
     pub stepping: bool,
     /// The instruction has entered an interrupt's or an exception's handler.
     pub delivered: bool,
-    /// The answer to a string input, with how many bytes of it were used.
-    pub input: Option<(usize, usize)>,
+    /// The answer to a string input, as far as it is not in memory yet; an exit in between would
+    /// overwrite `data`.
+    pub input: Vec<u8>,
 }
 
 /// What an exit left to be done before the guest goes on.
@@ -224,7 +225,7 @@ impl Cpu {
             pending: Pending::Nothing,
             stepping: false,
             delivered: false,
-            input: None,
+            input: Vec::with_capacity(DATA),
         };
         cpu.gpr[gpr::RDX] = regs.rdx;
         cpu

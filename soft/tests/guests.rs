@@ -610,3 +610,18 @@ fn the_trap_flag_traps_after_the_next_instruction() {
     assert_eq!(regs.rcx & 0x100, 0x100, "the pushed flags have TF");
     assert_eq!(regs.rflags & 0x100, 0, "and the handler runs without it");
 }
+
+#[test]
+fn string_input_into_a_hole_is_written_eight_bytes_at_a_time() {
+    let code =
+        guest!(hole_input, ".code32" "mov edi, 0x80000003" "mov ecx, 5" "mov edx, 0x60" "rep insw" "hlt");
+    let mut guest = Guest::protected(code);
+    assert_eq!(guest.run(), Exit::IoIn { port: 0x60, size: 2, count: 5 });
+    guest.vcpu.data_mut(10).copy_from_slice(b"0123456789");
+    assert_eq!(guest.run(), Exit::MmioWrite { address: 0x8000_0003, size: 8 });
+    assert_eq!(guest.vcpu.data(8), b"01234567");
+    assert_eq!(guest.run(), Exit::MmioWrite { address: 0x8000_000b, size: 2 });
+    assert_eq!(guest.vcpu.data(2), b"89");
+    let regs = guest.finish();
+    assert_eq!((regs.rcx, regs.rdi), (0, 0x8000_000d));
+}
