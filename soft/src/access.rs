@@ -8,8 +8,8 @@ use crate::paging::Intent;
 use crate::stop::{Done, Fault, Stop};
 use crate::tlb::Entry;
 
-/// The most MMIO accesses that one instruction can make here.
-const MOST: usize = 16;
+/// The most MMIO accesses that one instruction can make: a string input of 1024 bytes.
+const MOST: usize = 128;
 
 /// A piece of an access that no slot backs: within a page, and at most 8 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,7 +27,6 @@ pub struct Piece {
 /// finds the answers it has had so far. One that writes to a hole completes
 /// first, and its writes leave afterwards. Linux's `arch/x86/kvm/emulate.c` works
 /// the same way (`struct read_cache`).
-#[derive(Default)]
 pub struct Mmio {
     answers: [Piece; MOST],
     answered: usize,
@@ -35,6 +34,13 @@ pub struct Mmio {
     writes: [Piece; MOST],
     written: usize,
     sent: usize,
+}
+
+impl Default for Mmio {
+    fn default() -> Self {
+        let none = [Piece::default(); MOST];
+        Self { answers: none, answered: 0, used: 0, writes: none, written: 0, sent: 0 }
+    }
 }
 
 impl Mmio {
@@ -205,14 +211,14 @@ impl Cpu {
         let Some(page) = self.slots.writable(physical) else {
             return self.write_hole(physical, size as u8, value);
         };
-        for byte in 0..size as u64 {
-            if size.is_power_of_two() {
-                page.write(physical & OFFSET, size, value);
-                break;
+        if size.is_power_of_two() {
+            page.write(physical & OFFSET, size, value);
+        } else {
+            for byte in 0..size as u64 {
+                page.write((physical & OFFSET) + byte, 1, value >> (8 * byte));
             }
-            page.write((physical & OFFSET) + byte, 1, value >> (8 * byte));
         }
-        self.note_write(physical);
+        self.note_write(physical, size as u64);
         Ok(())
     }
 
@@ -246,10 +252,26 @@ impl Cpu {
 
     /// Guest-physical memory was written: code that was decoded from its page is no longer good.
     #[inline]
-    pub fn note_write(&mut self, physical: u64) {
-        if self.code_pages.written(physical) {
+    pub fn note_write(&mut self, physical: u64, size: u64) {
+        if self.code_pages.written(physical, size) {
             self.leave_block = true;
         }
+    }
+
+    /// Writes bytes at a linear address, eight at a time.
+    pub fn write_bytes(&mut self, linear: u64, bytes: &[u8], user: bool) -> Done {
+        // Every page that is touched may be written, before any is.
+        let last = bytes.len().saturating_sub(1) as u64;
+        for page in [linear, self.wrap_linear(linear.wrapping_add(last))] {
+            self.probe_write(page, 1, user)?;
+        }
+        let mut at = linear;
+        for eight in bytes.chunks(8) {
+            let value = eight.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+            self.write_slowly(at, eight.len(), value, user)?;
+            at = self.wrap_linear(at.wrapping_add(eight.len() as u64));
+        }
+        Ok(())
     }
 
     /// Reads 16 bytes at a linear address.

@@ -2,11 +2,11 @@
 //! their bytes came from, so that each is decoded once and not each time.
 //!
 //! A block never leaves its page, and is good for as long as its bytes are:
-//! - the guest writes to the page: [`CodePages`] counts that, and a block from
-//!   before is not found again;
+//! - the guest writes to them: [`CodePages`] knows which parts of a page were
+//!   decoded, and a block from before the write is not found again;
 //! - the hypervisor writes, between two runs: then the bytes are compared once.
 
-use crate::cpu::CodeSize;
+use crate::cpu::{CodeSize, Cpu};
 use crate::decode::{Decoded, LONGEST, decode, decoder};
 use crate::memory::{OFFSET, PAGE_SIZE, Page};
 use crate::op::Op;
@@ -97,13 +97,14 @@ impl Cache {
     /// The block that starts where `wanted` says; `None` when not even its first instruction lies in
     /// one page.
     #[inline(always)]
-    pub fn find(&mut self, wanted: &Wanted, pages: &CodePages) -> Option<Range> {
+    pub fn find(&mut self, wanted: &Wanted, cpu: &mut Cpu) -> Option<Range> {
         let key = wanted.physical << 2 | wanted.size as u64;
         let block = &self.blocks[Self::place(key)];
-        if block.key == key && block.version == pages.version(wanted.physical) && block.run == self.run {
+        let version = cpu.code_pages.version(wanted.physical);
+        if block.key == key && block.version == version && block.run == self.run {
             return Some(Range { first: block.first_op, ops: block.ops, bytes: block.bytes });
         }
-        self.find_again(wanted, key, pages)
+        self.find_again(wanted, key, cpu)
     }
 
     fn place(key: u64) -> usize {
@@ -112,9 +113,9 @@ impl Cache {
 
     /// Compares the bytes of a block from before this run, or decodes a new one.
     #[cold]
-    fn find_again(&mut self, wanted: &Wanted, key: u64, pages: &CodePages) -> Option<Range> {
+    fn find_again(&mut self, wanted: &Wanted, key: u64, cpu: &mut Cpu) -> Option<Range> {
         let block = &mut self.blocks[Self::place(key)];
-        if block.key == key && block.version == pages.version(wanted.physical) {
+        if block.key == key && block.version == cpu.code_pages.version(wanted.physical) {
             let mut now = [0; BYTES];
             let now = &mut now[..usize::from(block.bytes)];
             wanted.page.copy_to(wanted.physical & OFFSET, now);
@@ -124,10 +125,10 @@ impl Cache {
                 return Some(Range { first: block.first_op, ops: block.ops, bytes: block.bytes });
             }
         }
-        self.decode(wanted, key, pages)
+        self.decode(wanted, key, cpu)
     }
 
-    fn decode(&mut self, wanted: &Wanted, key: u64, pages: &CodePages) -> Option<Range> {
+    fn decode(&mut self, wanted: &Wanted, key: u64, cpu: &mut Cpu) -> Option<Range> {
         if self.ops.len() + LONGEST_BLOCK > OPS || self.bytes.len() + BYTES > OPS * 4 {
             self.clear();
         }
@@ -151,9 +152,12 @@ impl Cache {
         if ops == 0 {
             return None;
         }
+        if cpu.code_pages.hold(wanted.physical, length as u64) {
+            cpu.tlb.forget_writable(wanted.physical & !OFFSET);
+        }
         let block = Block {
             key,
-            version: pages.version(wanted.physical),
+            version: cpu.code_pages.version(wanted.physical),
             run: self.run,
             first_op: first as u32,
             first_byte: self.bytes.len() as u32,
@@ -176,14 +180,24 @@ fn ends_block(op: &Op) -> bool {
 struct CodePage {
     /// The page's address.
     physical: u64,
-    /// Blocks were decoded from it, and nothing was written to it since.
-    live: bool,
+    /// A bit for each 64 bytes of it: blocks were decoded from there, and nothing has been written to the
+    /// decoded parts since.
+    lines: u64,
     version: u32,
 }
 
+/// Bytes that share a bit, as a shift.
+const LINE: u32 = 6;
 const CODE_PAGES: usize = 4096;
 
-/// Which pages hold code that was decoded, and how often each has changed.
+/// The bits of `size` bytes from an address on, as far as they lie in its page.
+fn lines(physical: u64, size: u64) -> u64 {
+    let offset = physical & OFFSET;
+    let (first, last) = (offset >> LINE, (offset + size.max(1) - 1).min(OFFSET) >> LINE);
+    u64::MAX >> (63 - (last - first)) << first
+}
+
+/// Which parts of memory hold code that was decoded, and how often each page of it has changed.
 pub struct CodePages(Vec<CodePage>);
 
 impl Default for CodePages {
@@ -207,29 +221,59 @@ impl CodePages {
     #[inline(always)]
     pub fn holds_code(&self, physical: u64) -> bool {
         let page = &self.0[Self::index(physical)];
-        page.live && page.physical == physical & !OFFSET
+        page.lines != 0 && page.physical == physical & !OFFSET
     }
 
-    /// Code is decoded from this page from now on; whether that is news.
+    /// These bytes are decoded from now on; whether they are the first of their page.
+    pub fn hold(&mut self, physical: u64, size: u64) -> bool {
+        let news = !self.holds_code(physical);
+        let page = &mut self.0[Self::index(physical)];
+        if news {
+            // Another page that shares the place loses it.
+            *page =
+                CodePage { physical: physical & !OFFSET, lines: 0, version: page.version.wrapping_add(1) };
+        }
+        page.lines |= lines(physical, size);
+        news
+    }
+
+    /// These bytes were written; whether they were code.
     #[inline(always)]
-    pub fn hold(&mut self, physical: u64) -> bool {
-        if self.holds_code(physical) {
+    pub fn written(&mut self, physical: u64, size: u64) -> bool {
+        if !self.holds_code(physical) {
             return false;
         }
         let page = &mut self.0[Self::index(physical)];
-        // Another page that shares the place loses it.
-        *page = CodePage { physical: physical & !OFFSET, live: true, version: page.version.wrapping_add(1) };
-        true
+        let were_code = page.lines & lines(physical, size) != 0;
+        if were_code {
+            (page.lines, page.version) = (0, page.version.wrapping_add(1));
+        }
+        were_code
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_matters_where_code_was_decoded_and_nowhere_else() {
+        let mut pages = CodePages::default();
+        assert!(pages.hold(0x5010, 0x40), "the first of its page");
+        assert!(!pages.hold(0x5200, 4));
+        let version = pages.version(0x5000);
+        assert!(!pages.written(0x5080, 8) && !pages.written(0x6010, 8));
+        assert_eq!(pages.version(0x5000), version);
+        assert!(pages.written(0x503c, 8));
+        assert_ne!(pages.version(0x5000), version);
+        assert!(!pages.holds_code(0x5000));
     }
 
-    /// This page was written; whether it held code.
-    #[inline(always)]
-    pub fn written(&mut self, physical: u64) -> bool {
-        let held = self.holds_code(physical);
-        if held {
-            let page = &mut self.0[Self::index(physical)];
-            (page.live, page.version) = (false, page.version.wrapping_add(1));
-        }
-        held
+    #[test]
+    fn lines_are_64_bytes_and_end_with_the_page() {
+        assert_eq!(lines(0x1000, 64), 1);
+        assert_eq!(lines(0x103f, 2), 3);
+        assert_eq!(lines(0x1fff, 8), 1 << 63);
+        assert_eq!(lines(0x1000, 4096), u64::MAX);
     }
 }

@@ -104,6 +104,8 @@ pub struct Cpu {
     pub cpuid: Vec<crate::cpuid::CpuidEntry>,
     /// Instructions executed: the time stamp counter.
     pub instructions: u64,
+    /// Iterations of repeated string instructions.
+    pub iterations: u64,
 
     /// Translations that were made before.
     pub tlb: Tlb,
@@ -127,8 +129,9 @@ pub struct Cpu {
     pub stepping: bool,
     /// The instruction has entered an interrupt's or an exception's handler.
     pub delivered: bool,
-    /// The answer to a string input, with how many bytes of it were used.
-    pub input: Option<(usize, usize)>,
+    /// The answer to a string input, as far as it is not in memory yet; an exit in between would
+    /// overwrite `data`.
+    pub input: Vec<u8>,
 }
 
 /// What an exit left to be done before the guest goes on.
@@ -210,6 +213,7 @@ impl Cpu {
             physical_bits: 36,
             cpuid: Vec::new(),
             instructions: 0,
+            iterations: 0,
             tlb: Tlb::default(),
             slots: Slots::default(),
             code_pages: CodePages::default(),
@@ -221,7 +225,7 @@ impl Cpu {
             pending: Pending::Nothing,
             stepping: false,
             delivered: false,
-            input: None,
+            input: Vec::with_capacity(DATA),
         };
         cpu.gpr[gpr::RDX] = regs.rdx;
         cpu

@@ -208,7 +208,7 @@ impl Cpu {
             let value = page.read(address & OFFSET, mapping.entry_size);
             if value & wanted != wanted {
                 page.write(address & OFFSET, mapping.entry_size, value | wanted);
-                self.note_write(address);
+                self.note_write(address, mapping.entry_size as u64);
             }
         }
     }

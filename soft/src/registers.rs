@@ -34,7 +34,7 @@ pub struct Segment {
     pub limit: u32,
     /// The visible part.
     pub selector: u16,
-    /// The four type bits; see [`kind`].
+    /// The four type bits. Intel SDM Vol. 3A, "Code- and Data-Segment Descriptor Types".
     pub type_: u8,
     /// P.
     pub present: u8,

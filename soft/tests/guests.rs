@@ -579,3 +579,49 @@ fn the_limit_of_a_segment_holds_in_real_mode_too_and_beyond_it_when_it_was_raise
     guest.write(0x2_0000, &[0x55]);
     assert_eq!(guest.finish().rax & 0xff, 0x55);
 }
+
+#[test]
+fn a_run_comes_back_from_a_guest_that_never_ends() {
+    let spins = guest!(spins, ".code16" "1: jmp 1b");
+    let repeats = guest!(repeats, ".code16" "1: mov cx, -1" "rep lodsb" "jmp 1b");
+    let faults = guest!(forever, ".code16" "ud2");
+    for code in [spins, repeats, faults] {
+        let mut guest = Guest::real(code);
+        // #UD goes to where it came from.
+        guest.write(6 * 4, &(START as u32).to_le_bytes());
+        assert_eq!(guest.vcpu.run(false), Ok(Exit::Budget));
+    }
+}
+
+#[test]
+fn the_trap_flag_traps_after_the_next_instruction() {
+    let code = guest!(trap,
+        ".code16"
+        "jmp 2f"
+        "1: mov bp, sp; mov bx, [bp]; mov cx, [bp + 4]; hlt"
+        "2: mov word ptr [1 * 4], 0x1002" // behind the jump
+        "mov word ptr [1 * 4 + 2], 0"
+        "pushf; or word ptr [bp + 0x7ffe], 0x100; popf"
+        "nop"
+        "nop"
+    );
+    let regs = Guest::real(code).finish();
+    assert_eq!(regs.rbx & 0xffff, START + code.len() as u64 - 1, "at the second nop");
+    assert_eq!(regs.rcx & 0x100, 0x100, "the pushed flags have TF");
+    assert_eq!(regs.rflags & 0x100, 0, "and the handler runs without it");
+}
+
+#[test]
+fn string_input_into_a_hole_is_written_eight_bytes_at_a_time() {
+    let code =
+        guest!(hole_input, ".code32" "mov edi, 0x80000003" "mov ecx, 5" "mov edx, 0x60" "rep insw" "hlt");
+    let mut guest = Guest::protected(code);
+    assert_eq!(guest.run(), Exit::IoIn { port: 0x60, size: 2, count: 5 });
+    guest.vcpu.data_mut(10).copy_from_slice(b"0123456789");
+    assert_eq!(guest.run(), Exit::MmioWrite { address: 0x8000_0003, size: 8 });
+    assert_eq!(guest.vcpu.data(8), b"01234567");
+    assert_eq!(guest.run(), Exit::MmioWrite { address: 0x8000_000b, size: 2 });
+    assert_eq!(guest.vcpu.data(2), b"89");
+    let regs = guest.finish();
+    assert_eq!((regs.rcx, regs.rdi), (0, 0x8000_000d));
+}

@@ -25,6 +25,7 @@ pub fn handler(mnemonic: Mnemonic) -> Option<Handler> {
         Mnemonic::Cqo => |cpu, _| sign_into_rdx(cpu, 8),
         Mnemonic::Lds | Mnemonic::Les | Mnemonic::Lfs | Mnemonic::Lgs | Mnemonic::Lss => load_far_pointer,
         Mnemonic::Nop
+        | Mnemonic::Reservednop
         | Mnemonic::Pause
         | Mnemonic::Endbr32
         | Mnemonic::Endbr64

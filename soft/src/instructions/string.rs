@@ -9,6 +9,7 @@ use crate::exit::Exit;
 use crate::flags::{mask, sub};
 use crate::memory::{OFFSET, PAGE_SIZE};
 use crate::op::{Handler, Op, Place};
+use crate::paging::Intent;
 use crate::registers::rflags::{DF, STATUS, ZF};
 use crate::stop::{Done, Stop};
 
@@ -51,6 +52,7 @@ fn repeat(cpu: &mut Cpu, op: &Op, iteration: Iteration) -> Done {
             return Ok(());
         }
         let done = iteration(cpu, op)?;
+        cpu.iterations += 1;
         cpu.set_register(gpr::RCX, size, count - 1);
         cpu.mmio.end();
         cpu.mmio.begin();
@@ -164,38 +166,42 @@ fn outs(cpu: &mut Cpu, op: &Op) -> Done {
     cpu.leave(Exit::IoOut { port, size, count: 1 }, Pending::Nothing)
 }
 
-/// A repeated one asks for as many items at once as go into the page, as KVM's emulator does.
+/// A repeated one asks for as many items at once as go into the page, and writes them at once where DF
+/// is clear, as KVM's emulator does.
 fn ins(cpu: &mut Cpu, op: &Op) -> Done {
     let (size, port) = (item(op), cpu.register(gpr::RDX, 2) as u16);
     let bytes = usize::from(size);
-    loop {
-        let count = if repeats(op) { cpu.register(gpr::RCX, count_size(op)) } else { 1 };
-        if count == 0 {
-            return Ok(());
-        }
-        cpu.check_port(port, size)?;
-        let offset = cpu.gpr[gpr::RDI] & op.address.mask;
-        // The port is asked before the memory: KVM's emulator goes that way.
-        let Some((used, end)) = cpu.input.filter(|(used, end)| used + bytes <= *end) else {
-            let down = cpu.flag(DF);
-            let room = if down { offset & OFFSET } else { PAGE_SIZE - (offset & OFFSET) };
-            let items = (room.min(cpu.data.len() as u64) / u64::from(size)).clamp(1, count);
-            let pending = Pending::StringInput { bytes: items as usize * bytes };
-            return cpu.leave(Exit::IoIn { port, size, count: items as u32 }, pending);
-        };
-        let mut value = [0; 8];
-        value[..bytes].copy_from_slice(&cpu.data[used..used + bytes]);
-        cpu.write_at(seg::ES, offset, size, u64::from_le_bytes(value))?;
-        cpu.input = (used + bytes < end).then_some((used + bytes, end));
-        advance(cpu, op, gpr::RDI, u64::from(size));
-        if !repeats(op) {
-            return Ok(());
-        }
-        cpu.set_register(gpr::RCX, count_size(op), count - 1);
-        if cpu.leave_block {
-            break;
-        }
+    let count = if repeats(op) { cpu.register(gpr::RCX, count_size(op)) } else { 1 };
+    if count == 0 {
+        return Ok(());
     }
-    cpu.next = cpu.rip;
+    // The port is asked before the memory: KVM's emulator goes that way.
+    cpu.check_port(port, size)?;
+    let offset = cpu.gpr[gpr::RDI] & op.address.mask;
+    let down = cpu.flag(DF);
+    if cpu.input.is_empty() {
+        let room = if down { offset & OFFSET } else { PAGE_SIZE - (offset & OFFSET) };
+        let items = (room.min(cpu.data.len() as u64) / u64::from(size)).clamp(1, count);
+        let pending = Pending::StringInput { bytes: items as usize * bytes };
+        return cpu.leave(Exit::IoIn { port, size, count: items as u32 }, pending);
+    }
+    // Taken out while it is written, and put back as far as it is not.
+    let mut input = std::mem::take(&mut cpu.input);
+    let now = if down { bytes } else { input.len() };
+    let done = cpu
+        .linear(seg::ES, offset, now as u64, Intent::Write)
+        .and_then(|linear| cpu.write_bytes(linear, &input[..now], cpu.user()));
+    if done.is_ok() {
+        input.drain(..now);
+        advance(cpu, op, gpr::RDI, now as u64);
+    }
+    cpu.input = input;
+    done?;
+    if repeats(op) {
+        cpu.set_register(gpr::RCX, count_size(op), count - (now / bytes) as u64);
+        // The next turn finds the count at 0, or asks for more.
+        cpu.next = cpu.rip;
+        cpu.leave_block = true;
+    }
     Ok(())
 }

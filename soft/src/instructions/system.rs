@@ -18,6 +18,7 @@ pub fn handler(mnemonic: Mnemonic) -> Option<Handler> {
         Mnemonic::Into => overflow,
         Mnemonic::Int1 => debug_trap,
         Mnemonic::Bound => bound,
+        Mnemonic::Vmcall | Mnemonic::Vmmcall => hypercall,
         Mnemonic::Cpuid => cpuid,
         Mnemonic::Rdtsc => |cpu, _| read_time_stamp(cpu),
         Mnemonic::Rdtscp => |cpu, _| {
@@ -64,6 +65,17 @@ fn bound(cpu: &mut Cpu, op: &Op) -> Done {
         return Ok(());
     }
     Err(Fault { vector: vector::BOUND, code: None }.into())
+}
+
+/// A call that KVM does not know, which all of them are: both vendors' instructions answer alike.
+/// Linux's `include/uapi/linux/kvm_para.h`.
+fn hypercall(cpu: &mut Cpu, _: &Op) -> Done {
+    const EPERM: i64 = 1;
+    const ENOSYS: i64 = 1000;
+    let answer = -if cpu.cpl == 0 { ENOSYS } else { EPERM };
+    let size = if cpu.in_64_bit() { 8 } else { 4 };
+    cpu.set_register(gpr::RAX, size, answer as u64);
+    Ok(())
 }
 
 fn cpuid(cpu: &mut Cpu, _: &Op) -> Done {

@@ -1,0 +1,275 @@
+//! The loop that executes the guest: what the last exit left to be done, then block after block, with
+//! single steps, traps and interrupts in between, until the next exit.
+
+use super::Vcpu;
+use crate::access::Piece;
+use crate::cache::Range;
+use crate::cpu::{Cpu, Pending, Shadow, gpr};
+use crate::decode::{self, Decoded, LONGEST};
+use crate::exit::Exit;
+use crate::interrupt::{Event, Source, TripleFault};
+use crate::memory::{OFFSET, PAGE_SIZE};
+use crate::op::Op;
+use crate::registers::rflags;
+use crate::stop::{Done, Fault, Stop, vector};
+
+/// The instructions, iterations and events of one run: some 20 ms.
+const BUDGET: u64 = 2_000_000;
+
+/// `KVM_INTERNAL_ERROR_EMULATION`: an instruction that is not there, or cannot be fetched.
+const EMULATION_FAILED: u32 = 1;
+/// `KVM_INTERNAL_ERROR_DELIVERY_EV`: a table or a stack for an event lies where no memory is.
+const DELIVERY_FAILED: u32 = 3;
+
+/// DR6: a single step, and its fixed bits.
+const SINGLE_STEP: u64 = 1 << 14;
+const DR6_FIXED: u64 = 0xffff_0ff0;
+
+impl Vcpu {
+    /// Completes the instruction of the last exit, as far as the hypervisor was needed for it. There may
+    /// be an exit right away: another part of an access, or the single step that ended.
+    pub(super) fn complete(&mut self) -> Option<Exit> {
+        match std::mem::replace(&mut self.cpu.pending, Pending::Nothing) {
+            Pending::Nothing => self.mmio_write(),
+            // KVM skips the instruction unless the hypervisor has moved RIP.
+            Pending::Output { linear_rip, .. } | Pending::Input { linear_rip, .. }
+                if self.cpu.linear_rip() != linear_rip =>
+            {
+                None
+            }
+            Pending::Output { length, .. } => self.skip(length),
+            Pending::Input { length, size, .. } => {
+                let value = self.answer(size);
+                self.cpu.set_register(gpr::RAX, size, value);
+                self.skip(length)
+            }
+            Pending::StringInput { bytes } => {
+                let cpu = &mut self.cpu;
+                cpu.input.extend_from_slice(&cpu.data[..bytes]);
+                let exit = self.step();
+                // What another instruction has left, because the hypervisor has moved RIP, is no one's.
+                if !self.cpu.flag(rflags::DF) {
+                    self.cpu.input.clear();
+                }
+                exit
+            }
+            // The instruction is executed again, now with the answer.
+            Pending::MmioRead { address, size } => {
+                let value = self.answer(size);
+                self.cpu.mmio.answer(Piece { address, size, value });
+                self.step()
+            }
+        }
+    }
+
+    /// What the hypervisor answered.
+    fn answer(&self, size: u8) -> u64 {
+        let mut value = [0; 8];
+        value[..usize::from(size)].copy_from_slice(&self.cpu.data[..usize::from(size)]);
+        u64::from_le_bytes(value)
+    }
+
+    /// Moves RIP past an instruction that is complete now.
+    fn skip(&mut self, length: u8) -> Option<Exit> {
+        let cpu = &mut self.cpu;
+        cpu.rip = cpu.rip.wrapping_add(u64::from(length)) & cpu.ip_mask();
+        cpu.instructions += 1;
+        cpu.shadow = Shadow::None;
+        self.after_step(false)
+    }
+
+    /// The next write to a hole, as an exit.
+    fn mmio_write(&mut self) -> Option<Exit> {
+        let Piece { address, size, value } = self.cpu.mmio.next_write()?;
+        self.cpu.data[..8].copy_from_slice(&value.to_le_bytes());
+        Some(Exit::MmioWrite { address, size })
+    }
+
+    /// Executes the guest until it exits.
+    pub(super) fn execute(&mut self) -> Exit {
+        let mut left = BUDGET;
+        while left > 0 {
+            let before = self.work();
+            let exit = if self.interrupt.is_some() && self.interruptible() {
+                self.take_interrupt()
+            } else if self.single_step
+                || self.cpu.rflags & (rflags::TF | rflags::RF) != 0
+                || self.cpu.shadow != Shadow::None
+            {
+                self.step()
+            } else {
+                match self.run_block() {
+                    Ok(()) if !self.cpu.mmio.has_writes() => None,
+                    Ok(()) => self.mmio_write(),
+                    Err(stop) => self.stopped(stop),
+                }
+            };
+            if let Some(exit) = exit {
+                return exit;
+            }
+            // An exception that is delivered for ever executes nothing, and takes its time all the same.
+            left = left.saturating_sub(1 + self.work().wrapping_sub(before));
+        }
+        Exit::Budget
+    }
+
+    fn work(&self) -> u64 {
+        self.cpu.instructions.wrapping_add(self.cpu.iterations)
+    }
+
+    fn interruptible(&self) -> bool {
+        self.cpu.flag(rflags::IF) && self.cpu.shadow == Shadow::None
+    }
+
+    fn take_interrupt(&mut self) -> Option<Exit> {
+        let vector = self.interrupt.take()?;
+        self.cpu.next = self.cpu.rip;
+        let event = Event { vector, code: None, source: Source::External };
+        self.delivered(|cpu| cpu.deliver(event))
+    }
+
+    /// Executes one instruction, and sees to the traps after it. Intel SDM Vol. 3B, "Single-Step
+    /// Exception Condition".
+    fn step(&mut self) -> Option<Exit> {
+        let cpu = &mut self.cpu;
+        let (flags, shadow, rip) = (cpu.rflags, cpu.shadow, cpu.rip);
+        cpu.shadow = Shadow::None;
+        // RF is for this instruction only.
+        cpu.rflags &= !rflags::RF;
+        (cpu.stepping, cpu.delivered) = (true, false);
+        let done = self.run_instruction();
+        self.cpu.stepping = false;
+        if let Err(stop) = done {
+            if stop == Stop::Exit && self.cpu.rip == rip {
+                // It is executed again, under the same conditions.
+                (self.cpu.rflags, self.cpu.shadow) = (self.cpu.rflags | flags & rflags::RF, shadow);
+            }
+            return self.stopped(stop);
+        }
+        if self.cpu.mmio.has_writes() {
+            return self.mmio_write();
+        }
+        self.after_step(flags & rflags::TF != 0)
+    }
+
+    /// The trap of a single step: the hypervisor's, else the guest's.
+    fn after_step(&mut self, trap: bool) -> Option<Exit> {
+        if self.cpu.shadow == Shadow::MovSs {
+            return None;
+        }
+        if self.single_step {
+            return Some(Exit::Debug { pc: self.cpu.linear_rip(), dr6: DR6_FIXED | SINGLE_STEP });
+        }
+        // An interrupt's delivery has cleared TF.
+        if !trap || self.cpu.delivered {
+            return None;
+        }
+        self.cpu.dr[6] = self.cpu.dr[6] & !0xe00f | DR6_FIXED | SINGLE_STEP;
+        self.cpu.next = self.cpu.rip;
+        let event = Event { vector: vector::DEBUG, code: None, source: Source::Trap };
+        self.delivered(|cpu| cpu.deliver(event))
+    }
+
+    /// What becomes of an instruction that did not complete.
+    fn stopped(&mut self, stop: Stop) -> Option<Exit> {
+        match stop {
+            Stop::Exit => {
+                if !matches!(self.cpu.pending, Pending::MmioRead { .. }) {
+                    self.cpu.mmio.end();
+                }
+                Some(self.cpu.exit)
+            }
+            Stop::Unimplemented => {
+                self.cpu.mmio.abandon();
+                Some(Exit::InternalError { suberror: EMULATION_FAILED })
+            }
+            Stop::Fault(fault) => {
+                self.cpu.mmio.abandon();
+                self.cpu.input.clear();
+                self.delivered(|cpu| cpu.raise(fault))
+            }
+        }
+    }
+
+    /// Delivers an event, which may be the guest's end.
+    fn delivered(
+        &mut self,
+        deliver: impl FnOnce(&mut Cpu) -> Result<Result<(), TripleFault>, Stop>,
+    ) -> Option<Exit> {
+        match deliver(&mut self.cpu) {
+            Ok(Ok(())) if self.single_step => self.after_step(false),
+            Ok(Ok(())) => self.mmio_write(),
+            Ok(Err(TripleFault)) => Some(Exit::Shutdown),
+            Err(Stop::Exit) => {
+                self.cpu.pending = Pending::Nothing;
+                Some(Exit::InternalError { suberror: DELIVERY_FAILED })
+            }
+            Err(_) => Some(Exit::InternalError { suberror: EMULATION_FAILED }),
+        }
+    }
+
+    /// Executes a block, up to its end or to what must not stay inside one.
+    fn run_block(&mut self) -> Done {
+        let Some(range) = self.find_block()? else { return self.run_instruction() };
+        let cpu = &mut self.cpu;
+        if !cpu.code_holds(u64::from(range.bytes)) {
+            return self.run_instruction();
+        }
+        let mask = cpu.ip_mask();
+        cpu.leave_block = false;
+        for op in self.cache.ops(range) {
+            cpu.next = cpu.rip.wrapping_add(u64::from(op.length)) & mask;
+            (op.run)(cpu, op)?;
+            cpu.rip = cpu.next;
+            cpu.instructions += 1;
+            if cpu.leave_block {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Executes one instruction.
+    fn run_instruction(&mut self) -> Done {
+        let op = match self.find_block()? {
+            Some(range) => self.cache.ops(range)[0],
+            None => self.crossing_instruction()?,
+        };
+        let cpu = &mut self.cpu;
+        if !cpu.code_holds(u64::from(op.length)) {
+            return Err(Fault::general_protection(0).into());
+        }
+        cpu.leave_block = false;
+        cpu.next = cpu.rip.wrapping_add(u64::from(op.length)) & cpu.ip_mask();
+        cpu.mmio.begin();
+        (op.run)(cpu, &op)?;
+        cpu.mmio.end();
+        cpu.rip = cpu.next;
+        cpu.instructions += 1;
+        Ok(())
+    }
+
+    /// The block at RIP; `None` where its first instruction lies in two pages.
+    #[inline(always)]
+    fn find_block(&mut self) -> Result<Option<Range>, Stop> {
+        let wanted = self.cpu.fetch()?;
+        Ok(self.cache.find(&wanted, &mut self.cpu))
+    }
+
+    /// Decodes the instruction at RIP, whose bytes lie in two pages.
+    #[cold]
+    fn crossing_instruction(&mut self) -> Result<Op, Stop> {
+        let first = self.cpu.fetch()?;
+        let mut bytes = [0; LONGEST];
+        let here = LONGEST.min((PAGE_SIZE - (first.physical & OFFSET)) as usize);
+        first.page.copy_to(first.physical & OFFSET, &mut bytes[..here]);
+        let second = self.cpu.fetch_at(self.cpu.linear_rip().wrapping_add(here as u64))?;
+        second.page.copy_to(second.physical & OFFSET, &mut bytes[here..]);
+        let mut decoder = decode::decoder(&bytes, first.size);
+        match decode::decode(&mut decoder, first.size) {
+            Decoded::Op(op) => Ok(op),
+            // Longer than an instruction can be.
+            Decoded::Incomplete => Err(Fault::general_protection(0).into()),
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! What both backends answer to the same calls, good and bad. The host's device
+//! is asked where there is one.
+
+use vmexit::exit::{Exit, Unexpected};
+use vmexit::guest::Memory;
+use vmexit::kvm::{CpuId, Kvm, Probe, VcpuExit, kvm_regs, kvm_userspace_memory_region};
+use vmexit::mode::{efer, enter_long, enter_protected, enter_real};
+use vmexit::segment::Descriptor;
+
+const EEXIST: i32 = 17;
+const EINVAL: i32 = 22;
+
+/// The software machine, and the host's KVM where this user may open it.
+fn backends() -> Vec<(&'static str, Kvm)> {
+    let host = Kvm::new().ok().map(|kvm| ("kvm", kvm));
+    std::iter::once(("soft", Kvm::soft())).chain(host).collect()
+}
+
+fn region(memory: &Memory, slot: u32, guest_phys_addr: u64) -> kvm_userspace_memory_region {
+    kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr,
+        memory_size: memory.size() as u64,
+        userspace_addr: memory.host_address(),
+    }
+}
+
+#[test]
+fn a_slot_that_overlaps_is_eexist_and_one_of_half_a_page_einval() {
+    for (name, kvm) in backends() {
+        let memory = Memory::new(0x4000).expect("four pages");
+        let vm = kvm.create_vm().expect("a VM");
+        let set = |region| {
+            // SAFETY: `memory` is declared before `vm`, so it is unmapped after it is gone.
+            unsafe { vm.set_user_memory_region(region) }.map_err(|error| error.errno())
+        };
+        assert_eq!(set(region(&memory, 0, 0)), Ok(()), "{name}");
+        assert_eq!(set(region(&memory, 1, 0x3000)), Err(EEXIST), "{name}");
+        let half = kvm_userspace_memory_region { memory_size: 0x800, ..region(&memory, 1, 0x8000) };
+        assert_eq!(set(half), Err(EINVAL), "{name}");
+        let odd = kvm_userspace_memory_region { guest_phys_addr: 0x8010, ..region(&memory, 1, 0) };
+        assert_eq!(set(odd), Err(EINVAL), "{name}");
+    }
+}
+
+#[test]
+fn a_cpu_s_number_is_taken_once_and_it_starts_as_after_reset() {
+    for (name, kvm) in backends() {
+        let vm = kvm.create_vm().expect("a VM");
+        let vcpu = vm.create_vcpu(0).expect("a CPU");
+        assert_eq!(vm.create_vcpu(0).map(|_| ()).map_err(|error| error.errno()), Err(EEXIST), "{name}");
+        let reset = kvm_regs { rip: 0xfff0, rflags: 2, rdx: 0x600, ..kvm_regs::default() };
+        assert_eq!(vcpu.get_regs().expect("registers"), reset, "{name}");
+        let sregs = vcpu.get_sregs().expect("registers");
+        assert_eq!(
+            (sregs.cs.selector, sregs.cs.base, sregs.cr0),
+            (0xf000, 0xffff_0000, 0x6000_0010),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn long_mode_without_lma_is_einval() {
+    for (name, kvm) in backends() {
+        let vm = kvm.create_vm().expect("a VM");
+        let vcpu = vm.create_vcpu(0).expect("a CPU");
+        vcpu.set_cpuid2(&kvm.get_supported_cpuid(256).expect("CPUID")).expect("its own CPUID");
+        let mut sregs = vcpu.get_sregs().expect("registers");
+        enter_protected(&mut sregs, Descriptor::CODE_64);
+        enter_long(&mut sregs, 0x1000);
+        assert_eq!(vcpu.set_sregs(&sregs).map_err(|error| error.errno()), Ok(()), "{name}");
+        sregs.efer &= !efer::LMA;
+        assert_eq!(vcpu.set_sregs(&sregs).map_err(|error| error.errno()), Err(EINVAL), "{name}");
+    }
+}
+
+#[test]
+fn without_cpuid_the_guest_s_cpuid_answers_zeros_and_after_a_run_it_is_too_late_to_set_another() {
+    // mov eax, 1; cpuid; hlt
+    const CODE: [u8; 9] = [0x66, 0xb8, 0x01, 0x00, 0x00, 0x00, 0x0f, 0xa2, 0xf4];
+    for (name, kvm) in backends() {
+        let memory = Memory::new(0x2000).expect("two pages");
+        memory.write(0x1000, &CODE).expect("inside");
+        let vm = kvm.create_vm().expect("a VM");
+        // SAFETY: `memory` is declared before `vm` and `vcpu`, so it is unmapped after both are gone.
+        unsafe { vm.set_user_memory_region(region(&memory, 0, 0)) }.expect("a good slot");
+        let mut vcpu = vm.create_vcpu(0).expect("a CPU");
+        let mut sregs = vcpu.get_sregs().expect("registers");
+        enter_real(&mut sregs);
+        vcpu.set_sregs(&sregs).expect("real mode");
+        let regs = kvm_regs { rip: 0x1000, rflags: 2, rbx: 7, ..kvm_regs::default() };
+        vcpu.set_regs(&regs).expect("registers");
+        assert!(matches!(vcpu.run(), Ok(VcpuExit::Hlt)), "{name}");
+        let regs = vcpu.get_regs().expect("registers");
+        assert_eq!((regs.rax, regs.rbx, regs.rcx, regs.rdx), (0, 0, 0, 0), "{name}");
+        if name == "soft" {
+            // KVMs before Linux 5.16 took it.
+            let late = kvm.get_supported_cpuid(256).expect("CPUID");
+            assert_eq!(vcpu.set_cpuid2(&late).map_err(|error| error.errno()), Err(EINVAL), "{name}");
+        }
+    }
+}
+
+#[test]
+fn from_where_no_memory_is_nothing_can_be_fetched() {
+    for (name, kvm) in backends() {
+        let memory = Memory::new(0x2000).expect("two pages");
+        let vm = kvm.create_vm().expect("a VM");
+        // SAFETY: `memory` is declared before `vm` and `vcpu`, so it is unmapped after both are gone.
+        unsafe { vm.set_user_memory_region(region(&memory, 0, 0)) }.expect("a good slot");
+        let mut vcpu = vm.create_vcpu(0).expect("a CPU");
+        // After reset a CPU starts where a PC has its firmware: at 0xfffffff0.
+        let exit = Unexpected::from(vcpu.run().expect("an exit")).0;
+        assert!(matches!(exit, Exit::InternalError { .. }), "{name}: {exit:?}");
+    }
+}
+
+#[test]
+fn the_software_machine_runs_every_probe_guest_at_once() {
+    let kvm = Kvm::soft();
+    for probe in Probe::ALL {
+        let start = std::time::Instant::now();
+        let probed = probe.run(&kvm).unwrap_or_else(|failure| panic!("{probe}: {failure}"));
+        assert!(!probed.out_after, "RIP is at the `out`, as on hardware");
+        // Generous here: the tests run side by side.
+        assert!(start.elapsed().as_millis() < 500, "{probe}: {:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn what_the_software_machine_shows_of_itself_fits_into_what_is_asked_for() {
+    let kvm = Kvm::soft();
+    let all: CpuId = kvm.get_supported_cpuid(256).expect("CPUID");
+    assert!(!all.as_slice().is_empty());
+    assert!(kvm.get_supported_cpuid(1).is_err());
+}
