@@ -18,8 +18,8 @@ pub struct Vcpu {
     cache: Cache,
     slots: Arc<Mutex<Slots>>,
     single_step: bool,
-    /// Linear addresses of instructions that the hypervisor waits for.
-    breakpoints: [Option<u64>; 4],
+    /// Linear addresses of instructions that the hypervisor waits for; `None` when for none.
+    breakpoints: Option<[Option<u64>; 4]>,
     has_run: bool,
     interrupt: Option<u8>,
 }
@@ -44,7 +44,7 @@ impl Vcpu {
             cache: Cache::default(),
             slots,
             single_step: false,
-            breakpoints: [None; 4],
+            breakpoints: None,
             has_run: false,
             interrupt: None,
         };
@@ -175,7 +175,7 @@ impl Vcpu {
     /// `KVM_SET_GUEST_DEBUG` with `KVM_GUESTDBG_USE_HW_BP`: an [`Exit::Debug`] before the instruction at one
     /// of these linear addresses, again at each run that starts there.
     pub fn set_breakpoints(&mut self, breakpoints: [Option<u64>; 4]) {
-        self.breakpoints = breakpoints;
+        self.breakpoints = (breakpoints != [None; 4]).then_some(breakpoints);
     }
 
     /// `KVM_INTERRUPT`: the guest takes this interrupt as soon as it can.

@@ -16,6 +16,9 @@ use crate::stop::{Done, Fault, Stop, vector};
 /// The instructions, iterations and events of one run: some 20 ms.
 const BUDGET: u64 = 2_000_000;
 
+/// How often a block that jumps to its own start is executed before anything else is looked at.
+const TURNS: u32 = 1000;
+
 /// `KVM_INTERNAL_ERROR_EMULATION`: an instruction that is not there, or cannot be fetched.
 const EMULATION_FAILED: u32 = 1;
 /// `KVM_INTERNAL_ERROR_DELIVERY_EV`: a table or a stack for an event lies where no memory is.
@@ -96,7 +99,7 @@ impl Vcpu {
             let exit = if self.interrupt.is_some() && self.interruptible() {
                 self.take_interrupt()
             } else if self.single_step
-                || self.breakpoints != [None; 4]
+                || self.breakpoints.is_some()
                 || self.cpu.rflags & (rflags::TF | rflags::RF) != 0
                 || self.cpu.shadow != Shadow::None
             {
@@ -120,7 +123,7 @@ impl Vcpu {
     /// The hypervisor waits for the instruction at RIP. DR6 says which of the four it is.
     fn breakpoint(&self) -> Option<Exit> {
         let pc = self.cpu.linear_rip();
-        let number = self.breakpoints.iter().position(|address| *address == Some(pc))?;
+        let number = self.breakpoints?.iter().position(|address| *address == Some(pc))?;
         Some(Exit::Debug { pc, dr6: DR6_FIXED | 1 << number })
     }
 
@@ -226,14 +229,20 @@ impl Vcpu {
         if !cpu.code_holds(u64::from(range.bytes)) {
             return self.run_instruction();
         }
-        let mask = cpu.ip_mask();
+        let (mask, start) = (cpu.ip_mask(), cpu.rip);
         cpu.leave_block = false;
-        for op in self.cache.ops(range) {
-            cpu.next = cpu.rip.wrapping_add(u64::from(op.length)) & mask;
-            (op.run)(cpu, op)?;
-            cpu.rip = cpu.next;
-            cpu.instructions += 1;
-            if cpu.leave_block {
+        for _ in 0..TURNS {
+            for op in self.cache.ops(range) {
+                cpu.next = cpu.rip.wrapping_add(u64::from(op.length)) & mask;
+                (op.run)(cpu, op)?;
+                cpu.rip = cpu.next;
+                cpu.instructions += 1;
+                if cpu.leave_block {
+                    return Ok(());
+                }
+            }
+            // A loop that comes back to the block's start needs not look for it.
+            if cpu.rip != start {
                 break;
             }
         }
