@@ -21,6 +21,7 @@ mod tables;
 use iced_x86::{Instruction, Mnemonic};
 
 use crate::cpu::Cpu;
+use crate::decode::LONGEST;
 use crate::op::{Handler, Op};
 use crate::stop::{Done, Fault, Stop};
 
@@ -28,7 +29,8 @@ use crate::stop::{Done, Fault, Stop};
 /// [`Stop::Unimplemented`].
 pub fn handler(instruction: &Instruction) -> Handler {
     if instruction.is_invalid() {
-        return invalid;
+        // The decoder does not say that an instruction is too long, only that it gave up at byte 15.
+        return if instruction.len() < LONGEST { invalid } else { too_long };
     }
     let mnemonic = instruction.mnemonic();
     let found = alu::handler(mnemonic)
@@ -55,6 +57,11 @@ pub fn handler(instruction: &Instruction) -> Handler {
 
 fn invalid(_: &mut Cpu, _: &Op) -> Done {
     Err(Fault::INVALID_OPCODE.into())
+}
+
+/// Intel SDM Vol. 3A, "Interrupt 13—General Protection Exception (#GP)".
+fn too_long(_: &mut Cpu, _: &Op) -> Done {
+    Err(Fault::general_protection(0).into())
 }
 
 fn unimplemented(_: &mut Cpu, _: &Op) -> Done {

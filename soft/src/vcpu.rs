@@ -18,6 +18,8 @@ pub struct Vcpu {
     cache: Cache,
     slots: Arc<Mutex<Slots>>,
     single_step: bool,
+    /// Linear addresses of instructions that the hypervisor waits for.
+    breakpoints: [Option<u64>; 4],
     has_run: bool,
     interrupt: Option<u8>,
 }
@@ -42,6 +44,7 @@ impl Vcpu {
             cache: Cache::default(),
             slots,
             single_step: false,
+            breakpoints: [None; 4],
             has_run: false,
             interrupt: None,
         };
@@ -167,6 +170,12 @@ impl Vcpu {
     /// `KVM_SET_GUEST_DEBUG` with `KVM_GUESTDBG_SINGLESTEP`: a [`Exit::Debug`] after each instruction.
     pub fn set_single_step(&mut self, on: bool) {
         self.single_step = on;
+    }
+
+    /// `KVM_SET_GUEST_DEBUG` with `KVM_GUESTDBG_USE_HW_BP`: an [`Exit::Debug`] before the instruction at one
+    /// of these linear addresses, again at each run that starts there.
+    pub fn set_breakpoints(&mut self, breakpoints: [Option<u64>; 4]) {
+        self.breakpoints = breakpoints;
     }
 
     /// `KVM_INTERRUPT`: the guest takes this interrupt as soon as it can.

@@ -625,3 +625,33 @@ fn string_input_into_a_hole_is_written_eight_bytes_at_a_time() {
     let regs = guest.finish();
     assert_eq!((regs.rcx, regs.rdi), (0, 0x8000_000d));
 }
+
+#[test]
+fn a_breakpoint_stops_before_its_instruction_until_it_is_taken_away() {
+    let code = guest!(breakpoint, ".code32" "mov eax, 1" "inc eax" "inc eax" "hlt");
+    let mut guest = Guest::protected(code);
+    guest.vcpu.set_breakpoints([None, Some(START + 6), None, None]);
+    for _ in 0..2 {
+        assert_eq!(guest.run(), Exit::Debug { pc: START + 6, dr6: 0xffff_0ff2 });
+        assert_eq!(guest.vcpu.regs().rax, 2);
+    }
+    guest.vcpu.set_breakpoints([None; 4]);
+    assert_eq!(guest.finish().rax, 3);
+}
+
+#[test]
+fn an_instruction_of_more_than_15_bytes_is_a_general_protection_fault() {
+    let code = guest!(too_long, ".code32" "lidt [0x4f08]" ".fill 15, 1, 0x66" "nop" "hlt");
+    let mut guest = Guest::protected(code);
+    guest.write(0x4f08, &[0xff, 3, 0, 0x48, 0, 0]);
+    let mut sregs = guest.vcpu.sregs();
+    (sregs.gdt.base, sregs.gdt.limit) = (0x4000, 15);
+    guest.vcpu.set_sregs(&sregs).expect("a GDT");
+    guest.write(0x4008, &0x00cf_9b00_0000_ffff_u64.to_le_bytes());
+    // Vector 13 halts.
+    let halt = START + code.len() as u64 - 1;
+    guest.write(0x4800 + 13 * 8, &(halt | 8 << 16 | 0x8e << 40).to_le_bytes());
+    let regs = guest.finish();
+    assert_eq!(guest.read(regs.rsp) as u32, 0);
+    assert_eq!((guest.read(regs.rsp) >> 32) as u32, START as u32 + 7);
+}

@@ -17,6 +17,7 @@ use super::{
 const KVM_MEM_READONLY: u32 = 1 << 1;
 const KVM_GUESTDBG_ENABLE: u32 = 1 << 0;
 const KVM_GUESTDBG_SINGLESTEP: u32 = 1 << 1;
+const KVM_GUESTDBG_USE_HW_BP: u32 = 1 << 17;
 /// #DB, and what DR7 holds when nothing is set in it.
 const DEBUG_EXCEPTION: u32 = 1;
 const DR7: u64 = 0x400;
@@ -156,13 +157,29 @@ impl VcpuFd {
         self.vcpu.borrow_mut().set_cpuid2(&entries).map_err(errno)
     }
 
-    /// Single steps; breakpoints are not there.
+    /// Single steps, and breakpoints on instructions; those on data are not there.
     pub fn set_guest_debug(&self, debug: &kvm_guest_debug) -> Result<()> {
-        if debug.control & !(KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP) != 0 {
+        let known = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_HW_BP;
+        if debug.control & !known != 0 {
             return Err(errno(soft::Errno::EINVAL));
         }
-        let both = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
-        self.vcpu.borrow_mut().set_single_step(debug.control == both);
+        let asked = |bit| debug.control & KVM_GUESTDBG_ENABLE != 0 && debug.control & bit != 0;
+        let mut breakpoints = [None; 4];
+        if asked(KVM_GUESTDBG_USE_HW_BP) {
+            let dr7 = debug.arch.debugreg[7];
+            for (number, breakpoint) in breakpoints.iter_mut().enumerate() {
+                // L and G turn it on; R/W says what for, and 0 is an instruction. Intel SDM Vol. 3B,
+                // "Debug Control Register (DR7)".
+                let (on, kind) = (dr7 >> (2 * number) & 3 != 0, dr7 >> (16 + 4 * number) & 3);
+                if on && kind != 0 {
+                    return Err(errno(soft::Errno::EINVAL));
+                }
+                *breakpoint = on.then_some(debug.arch.debugreg[number]);
+            }
+        }
+        let mut vcpu = self.vcpu.borrow_mut();
+        vcpu.set_single_step(asked(KVM_GUESTDBG_SINGLESTEP));
+        vcpu.set_breakpoints(breakpoints);
         Ok(())
     }
 

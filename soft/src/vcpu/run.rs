@@ -90,9 +90,13 @@ impl Vcpu {
         let mut left = BUDGET;
         while left > 0 {
             let before = self.work();
+            if let Some(exit) = self.breakpoint() {
+                return exit;
+            }
             let exit = if self.interrupt.is_some() && self.interruptible() {
                 self.take_interrupt()
             } else if self.single_step
+                || self.breakpoints != [None; 4]
                 || self.cpu.rflags & (rflags::TF | rflags::RF) != 0
                 || self.cpu.shadow != Shadow::None
             {
@@ -111,6 +115,13 @@ impl Vcpu {
             left = left.saturating_sub(1 + self.work().wrapping_sub(before));
         }
         Exit::Budget
+    }
+
+    /// The hypervisor waits for the instruction at RIP. DR6 says which of the four it is.
+    fn breakpoint(&self) -> Option<Exit> {
+        let pc = self.cpu.linear_rip();
+        let number = self.breakpoints.iter().position(|address| *address == Some(pc))?;
+        Some(Exit::Debug { pc, dr6: DR6_FIXED | 1 << number })
     }
 
     fn work(&self) -> u64 {
