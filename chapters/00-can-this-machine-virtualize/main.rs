@@ -19,7 +19,7 @@ Options:
   --json      print what was found, the checks and the chapters as JSON
   -h, --help  print this
 
-Exit codes: 0 chapters can run here; 2 none can, and each line marked fail says what
+Exit codes: 0 chapters can run on this KVM; 2 none can, and each line marked fail says what
 to do about it.
 ";
 
