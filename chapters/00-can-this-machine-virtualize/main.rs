@@ -19,7 +19,7 @@ Options:
   --json      print what was found, the checks and the chapters as JSON
   -h, --help  print this
 
-Exit codes: 0 chapters can run here; 2 none can, and each line marked fail says what
+Exit codes: 0 chapters can run on this KVM; 2 none can, and each line marked fail says what
 to do about it.
 ";
 
@@ -83,7 +83,7 @@ fn print(text: &str, status: Status) -> ExitCode {
 /// The probe guests, and the chapters that follow from them.
 fn probes(kvm: Option<&KvmFacts>) -> String {
     let Some(kvm) = kvm.filter(|kvm| !kvm.probes.is_empty()) else {
-        return "no probe guest ran: there is no KVM to run it on\n".to_owned();
+        return format!("no probe guest ran: there is no KVM to run it on\n{EVERYWHERE}");
     };
     let mut text = String::new();
     for probe in &kvm.probes {
@@ -93,10 +93,13 @@ fn probes(kvm: Option<&KvmFacts>) -> String {
     let list = |chapters: Vec<&str>| if chapters.is_empty() { "none".to_owned() } else { chapters.join(" ") };
     text += &format!("\nthis host's KVM can run: {}\n", list(can));
     if !cannot.is_empty() {
-        text += &format!("and cannot run: {}; the lab can: cargo vmexit lab CHAPTER\n", list(cannot));
+        text += &format!("and cannot run: {}\n", list(cannot));
     }
-    text
+    text + EVERYWHERE
 }
+
+/// The software machine needs nothing of the host.
+const EVERYWHERE: &str = "the software machine (--backend soft) can run them all\n";
 
 fn json(host: &Host, checks: &[host::Check]) -> String {
     let (can, cannot) = host.kvm.as_ref().map_or((Vec::new(), Vec::new()), KvmFacts::chapters);
