@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use vmexit::trace::record::{Direction, Record};
 
 const CH01: &str = env!("CARGO_BIN_EXE_ch01");
+const CH02: &str = env!("CARGO_BIN_EXE_ch02");
+const CH04: &str = env!("CARGO_BIN_EXE_ch04");
 const CH05: &str = env!("CARGO_BIN_EXE_ch05");
 const CH08: &str = env!("CARGO_BIN_EXE_ch08");
 
@@ -306,4 +308,36 @@ fn the_timeline_is_json_with_the_guest_and_the_host_on_two_tracks() {
     let spans = events.as_array().expect("an array").iter().filter(|event| event["ph"] == "X");
     let tracks: Vec<i64> = spans.map(|span| span["tid"].as_i64().expect("a track")).collect();
     assert_eq!(tracks, [1, 2, 1, 2, 1], "guest, host, guest, host, guest");
+}
+
+/// The records of a run on the software machine, which is everywhere.
+fn records_on_soft(path: &str) -> Vec<Record> {
+    let output = run(path, &["--backend", "soft", "--trace", "json"]);
+    let parse = |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    text(&output.stdout).lines().map(parse).collect()
+}
+
+#[test]
+fn what_the_host_answers_is_recorded_as_the_guest_got_it() {
+    let answers: Vec<Vec<u8>> = records_on_soft(CH02)
+        .into_iter()
+        .filter_map(|record| match record {
+            Record::Exit(exit) if exit.direction == Some(Direction::Read) => Some(exit.data?.0),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(answers, [b"V", b"M"]);
+}
+
+#[test]
+fn registers_that_the_hypervisor_sets_are_recorded_between_the_exits() {
+    let records = records_on_soft(CH04);
+    let key = records.windows(2).find_map(|pair| match pair {
+        [Record::Exit(exit), Record::Set(set)] if exit.port == Some(0x16) => set.registers.as_ref(),
+        _ => None,
+    });
+    assert_eq!(key.expect("int 0x16 was answered").rax.0 as u8, b'x');
+    // Each of the three ticks sets the segment registers and the others.
+    let ticks = records.iter().filter(|record| matches!(record, Record::Set(set) if set.system.is_some()));
+    assert_eq!(ticks.count(), 3);
 }

@@ -35,8 +35,8 @@ pub enum OpenError {
     #[error("{device} lacks {capability}: this kernel is too old (before Linux 4.11) or its KVM is cut down")]
     Capability { device: Device, capability: &'static str },
     /// The probe guest could not even be set up.
-    #[error("{device} opens but cannot run a guest: {what} failed: {reason}{advice}")]
-    Setup { device: Device, what: &'static str, reason: String, advice: String },
+    #[error("{device} opens but cannot run a guest: {reason}{advice}")]
+    Setup { device: Device, reason: String, advice: String },
     /// The probe guest came back with something else than it should.
     #[error(
         "{device} cannot run this chapter's {mode}: its probe guest ended in {ending}. `cargo vmexit lab {chapter}` runs it on a KVM that can"
@@ -50,7 +50,7 @@ impl OpenError {
         match self {
             Self::NoDevice { device } => format!("{device} does not exist"),
             Self::NoPermission { device } => format!("you may not open {device}"),
-            Self::Setup { device, what, reason, .. } => format!("{device}: {what} failed: {reason}"),
+            Self::Setup { device, reason, .. } => format!("{device}: {reason}"),
             Self::CannotRun { device, mode, ending, .. } => {
                 format!("{device} cannot run this chapter's {mode}, its probe guest ended in {ending}")
             }
@@ -182,17 +182,10 @@ impl ProbeFailure {
     fn report(self, device: &Device, chapter: &'static crate::chapter::Chapter) -> OpenError {
         let device = device.clone();
         match self {
-            Self::Setup { what, error } => {
-                let error = anyhow::Error::from(error).context(what);
-                let reason = error.root_cause().to_string();
-                OpenError::Setup { device, what, reason, advice: crate::explain::way_out(&error) }
+            Self::Setup(error) => {
+                let (reason, advice) = (format!("{error:#}"), crate::explain::way_out(&error));
+                OpenError::Setup { device, reason, advice }
             }
-            Self::Memory(error) => OpenError::Setup {
-                device,
-                what: "its memory",
-                reason: error.to_string(),
-                advice: String::new(),
-            },
             Self::Ending(ending) => {
                 OpenError::CannotRun { device, mode: chapter.needs, ending, chapter: chapter.name }
             }
@@ -228,7 +221,8 @@ mod tests {
     fn a_busy_cpu_and_a_probe_that_died_are_told_apart() {
         static CHAPTER: crate::chapter::Chapter =
             crate::chapter::Chapter { name: "ch99", title: "", needs: Probe::Long, breaks: &[] };
-        let busy = ProbeFailure::Setup { what: "KVM_CREATE_VM", error: super::super::Error::new(16) };
+        let busy = anyhow::Error::from(super::super::Error::new(16)).context("KVM_CREATE_VM");
+        let busy = ProbeFailure::Setup(busy);
         let busy = busy.report(&device(), &CHAPTER).to_string();
         assert!(busy.contains("another hypervisor"), "{busy}");
         let died = ProbeFailure::Ending("KVM_EXIT_SHUTDOWN".to_owned());

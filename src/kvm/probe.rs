@@ -4,12 +4,12 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{
-    Error, IDENTITY_MAP_ADDRESS, Kvm, MAX_CPUID_ENTRIES, TSS_ADDRESS, VcpuExit, kvm_sregs,
-    kvm_userspace_memory_region,
-};
+use anyhow::{Context, Result};
+
+use super::{Kvm, VcpuExit, kvm_sregs};
 use crate::exit::Unexpected;
-use crate::guest::{Memory, MemoryError};
+use crate::guest::Memory;
+use crate::machine::Machine;
 use crate::mode::{self, CODE_SELECTOR, cr0, cr4};
 use crate::paging::{self, entry};
 use crate::run::interrupt::Kick;
@@ -74,44 +74,32 @@ pub struct Probed {
 /// Why the probe guest did not get through.
 #[derive(Debug)]
 pub enum Failure {
-    /// An ioctl refused.
-    Setup {
-        /// The ioctl.
-        what: &'static str,
-        /// Its errno.
-        error: Error,
-    },
-    /// The host gave no memory.
-    Memory(MemoryError),
+    /// It could not be set up: the ioctl, and its errno.
+    Setup(anyhow::Error),
     /// KVM_RUN came back with this instead.
     Ending(String),
 }
 
-impl From<MemoryError> for Failure {
-    fn from(error: MemoryError) -> Self {
-        Self::Memory(error)
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Setup(error)
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Setup { what, error } => write!(f, "{what} failed: {error}"),
-            Self::Memory(error) => error.fmt(f),
+            Self::Setup(error) => write!(f, "{error:#}"),
             Self::Ending(ending) => write!(f, "its probe guest ended in {ending}"),
         }
     }
 }
 
-fn setup(what: &'static str) -> impl Fn(Error) -> Failure {
-    move |error| Failure::Setup { what, error }
-}
-
-fn stuck_or_failed(error: Error) -> Failure {
+fn stuck_or_failed(error: super::Error) -> Failure {
     const EINTR: i32 = 4;
     match error.errno() {
         EINTR => Failure::Ending(format!("nothing within {PATIENCE:?}")),
-        _ => Failure::Setup { what: "KVM_RUN", error },
+        _ => Failure::Setup(anyhow::Error::from(error).context("KVM_RUN")),
     }
 }
 
@@ -120,38 +108,16 @@ impl Probe {
     ///
     /// # Errors
     /// What happened instead.
-    pub fn run(self, kvm: &Kvm) -> Result<Probed, Failure> {
-        let memory = Memory::new(MEMORY)?;
-        let vm = kvm.create_vm().map_err(setup("KVM_CREATE_VM"))?;
-        vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(setup("KVM_SET_IDENTITY_MAP_ADDR"))?;
-        vm.set_tss_address(TSS_ADDRESS).map_err(setup("KVM_SET_TSS_ADDR"))?;
-        let region = kvm_userspace_memory_region {
-            slot: 0,
-            flags: 0,
-            guest_phys_addr: 0,
-            memory_size: MEMORY as u64,
-            userspace_addr: memory.host_address(),
-        };
-        // SAFETY: `memory` is declared before `vm` and `vcpu`, so it is unmapped after both are gone.
-        unsafe { vm.set_user_memory_region(region) }.map_err(setup("KVM_SET_USER_MEMORY_REGION"))?;
-        let mut vcpu = vm.create_vcpu(0).map_err(setup("KVM_CREATE_VCPU"))?;
-        let cpuid = kvm.get_supported_cpuid(MAX_CPUID_ENTRIES).map_err(setup("KVM_GET_SUPPORTED_CPUID"))?;
-        vcpu.set_cpuid2(&cpuid).map_err(setup("KVM_SET_CPUID2"))?;
-
-        let mut sregs = vcpu.get_sregs().map_err(setup("KVM_GET_SREGS"))?;
-        self.prepare(&memory, &mut sregs)?;
-        vcpu.set_sregs(&sregs).map_err(setup("KVM_SET_SREGS"))?;
-        let mut regs = vcpu.get_regs().map_err(setup("KVM_GET_REGS"))?;
-        (regs.rip, regs.rsp, regs.rflags) = (LOAD_ADDRESS, MEMORY as u64, mode::rflags::FIXED);
-        vcpu.set_regs(&regs).map_err(setup("KVM_SET_REGS"))?;
-
+    pub fn run(self, kvm: &Kvm) -> std::result::Result<Probed, Failure> {
+        let mut machine = self.machine(kvm)?;
+        let vcpu = &mut machine.vcpu;
         // ANCHOR: expect
         let _kick = Kick::arm(vcpu.backend.immediate_exit(), PATIENCE);
         match vcpu.run().map_err(stuck_or_failed)? {
             VcpuExit::IoOut(PORT, _) => {}
             exit => return Err(Failure::Ending(Unexpected::from(exit).0.name().to_owned())),
         }
-        let rip = vcpu.get_regs().map_err(setup("KVM_GET_REGS"))?.rip;
+        let rip = vcpu.get_regs().context("KVM_GET_REGS")?.rip;
         match vcpu.run().map_err(stuck_or_failed)? {
             VcpuExit::Hlt => Ok(Probed { out_after: rip != LOAD_ADDRESS && rip != HANDLER }),
             exit => Err(Failure::Ending(Unexpected::from(exit).0.name().to_owned())),
@@ -159,8 +125,20 @@ impl Probe {
         // ANCHOR_END: expect
     }
 
+    /// A machine that is about to execute the guest's first instruction.
+    fn machine(self, kvm: &Kvm) -> Result<Machine> {
+        let machine = Machine::new(kvm, Memory::new(MEMORY)?)?;
+        let mut sregs = machine.vcpu.get_sregs().context("KVM_GET_SREGS")?;
+        self.prepare(&machine.memory, &mut sregs)?;
+        machine.vcpu.set_sregs(&sregs).context("KVM_SET_SREGS")?;
+        let mut regs = machine.vcpu.get_regs().context("KVM_GET_REGS")?;
+        (regs.rip, regs.rsp, regs.rflags) = (LOAD_ADDRESS, MEMORY as u64, mode::rflags::FIXED);
+        machine.vcpu.set_regs(&regs).context("KVM_SET_REGS")?;
+        Ok(machine)
+    }
+
     /// Writes the guest and its tables, and puts the CPU into its mode.
-    fn prepare(self, memory: &Memory, sregs: &mut kvm_sregs) -> Result<(), Failure> {
+    fn prepare(self, memory: &Memory, sregs: &mut kvm_sregs) -> Result<()> {
         memory.write(LOAD_ADDRESS, if self == Self::Exception { &FAULTING } else { &CODE })?;
         match self {
             Self::Real => mode::enter_real(sregs),
