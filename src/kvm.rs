@@ -258,10 +258,7 @@ impl VcpuFd {
     /// # Errors
     /// The errno of `KVM_SET_REGS`.
     pub fn set_regs(&self, regs: &kvm_regs) -> Result<()> {
-        match &self.backend {
-            VcpuBackend::Host(vcpu) => vcpu.set_regs(regs)?,
-            VcpuBackend::Soft(vcpu) => vcpu.set_regs(regs)?,
-        }
+        self.backend.set_regs(regs)?;
         if let Some(watch) = &self.watch {
             watch.note_set(Some(regs), None);
         }
@@ -413,10 +410,22 @@ impl VcpuFd {
 }
 
 impl VcpuBackend {
+    /// Whether it is the host's device.
+    pub(crate) fn is_host(&self) -> bool {
+        matches!(self, Self::Host(_))
+    }
+
     pub(crate) fn get_regs(&self) -> Result<kvm_regs> {
         match self {
             Self::Host(vcpu) => vcpu.get_regs(),
             Self::Soft(vcpu) => vcpu.get_regs(),
+        }
+    }
+
+    pub(crate) fn set_regs(&self, regs: &kvm_regs) -> Result<()> {
+        match self {
+            Self::Host(vcpu) => vcpu.set_regs(regs),
+            Self::Soft(vcpu) => vcpu.set_regs(regs),
         }
     }
 

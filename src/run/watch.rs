@@ -9,9 +9,10 @@ use std::time::Instant;
 use crate::exit::Exit;
 use crate::explain;
 use crate::guest::Slots;
-use crate::kvm::{Result, VcpuBackend, VcpuExit, kvm_guest_debug, kvm_regs, kvm_sregs};
+use crate::kvm::{Result, VcpuBackend, VcpuExit, kvm_regs, kvm_sregs};
+use crate::run::Run;
+use crate::run::handlers::{self, HLT, Step};
 use crate::run::interrupt::Kick;
-use crate::run::{Run, handlers};
 use crate::status::complain;
 use crate::trace::{Place, State, VcpuId, View};
 
@@ -36,6 +37,20 @@ pub struct Watch {
     stepping: bool,
     /// `immediate_exit` as the chapter has set it; kvm_run's own is the watch's to use.
     immediate_exit: u8,
+}
+
+/// What is known before a step.
+struct Before {
+    place: Place,
+    state: State,
+    overwritten: Vec<Overwritten>,
+}
+
+/// A place at which [`HLT`] stands while a step lasts, and what was there.
+struct Overwritten {
+    linear: u64,
+    physical: u64,
+    byte: u8,
 }
 
 // SAFETY: the pointers lead into the kvm_run page of the vCPU that owns this watch, and go to
@@ -89,6 +104,9 @@ impl Watch {
             let entered = Instant::now();
             let result = vcpu.run();
             let left = Instant::now();
+            if let Some(before) = &before {
+                self.restore(before);
+            }
             let exit = match result {
                 Ok(exit) => exit,
                 Err(error) if error.errno() != EINTR => return Err(error),
@@ -107,13 +125,17 @@ impl Watch {
             // page, which stays mapped while the vCPU lives and which nobody writes before the
             // next KVM_RUN; the facade gives the exit to the caller under the vCPU's lifetime again.
             let exit: VcpuExit<'static> = unsafe { transmute::<VcpuExit<'_>, VcpuExit<'static>>(exit) };
-            if self.stepping && matches!(exit, VcpuExit::Debug(_)) {
-                if let Some((place, state)) = before {
-                    self.record_step(vcpu, &place, &state, (entered, left))?;
+            let at_handler = match (&exit, &before) {
+                (VcpuExit::Hlt, Some(before)) => self.at_handler(vcpu, before)?,
+                _ => false,
+            };
+            if self.stepping && matches!(exit, VcpuExit::Debug(_)) || at_handler {
+                if let Some(before) = before {
+                    self.record_step(vcpu, &before.place, &before.state, (entered, left))?;
                 }
                 continue;
             }
-            self.record(vcpu, &exit, before.map(|(place, _)| place), (entered, left))?;
+            self.record(vcpu, &exit, before.map(|before| before.place), (entered, left))?;
             return Ok(exit);
         }
     }
@@ -143,16 +165,53 @@ impl Watch {
 
     /// Turns single-stepping on. At a `hlt` it stays off on a KVM that emulates whole instructions:
     /// such a one runs on past a stepped `hlt`. A CPU exits at it either way.
-    fn prepare_step(&self, vcpu: &VcpuBackend) -> Result<(Place, State)> {
+    fn prepare_step(&self, vcpu: &VcpuBackend) -> Result<Before> {
         let state = self.state(vcpu)?;
         let place = self.seeing(vcpu, |view| Place::at(&state, state.regs.rip, view));
-        let debug = if place.is_hlt() && self.run.out_after() {
-            kvm_guest_debug::default()
+        let step = if place.is_hlt() && self.run.out_after() {
+            Step::none()
         } else {
-            handlers::step(&place, &state, &|linear, length| self.read(vcpu, linear, length))
+            let by_registers = !vcpu.is_host() || handlers::cpu_has_breakpoints();
+            Step::at(&place, &state, by_registers, &|linear, length| self.read(vcpu, linear, length))
         };
-        vcpu.set_guest_debug(&debug)?;
-        Ok((place, state))
+        vcpu.set_guest_debug(&step.debug)?;
+        let overwritten = step.overwritten.iter().filter_map(|linear| self.overwrite(vcpu, *linear));
+        Ok(Before { place, state, overwritten: overwritten.collect() })
+    }
+
+    /// Puts [`HLT`] at a linear address of the guest's.
+    fn overwrite(&self, vcpu: &VcpuBackend, linear: u64) -> Option<Overwritten> {
+        let found = vcpu.translate_gva(linear).ok().filter(|found| found.valid != 0)?;
+        let physical = found.physical_address;
+        let slots = self.slots.lock().expect("nobody panics while holding the slots");
+        let byte = *slots.read(physical, 1).first()?;
+        slots.write(physical, HLT);
+        Some(Overwritten { linear, physical, byte })
+    }
+
+    /// Takes each of them away again, unless the guest has written something else there.
+    fn restore(&self, before: &Before) {
+        let slots = self.slots.lock().expect("nobody panics while holding the slots");
+        for Overwritten { physical, byte, .. } in &before.overwritten {
+            if slots.read(*physical, 1) == [HLT] {
+                slots.write(*physical, *byte);
+            }
+        }
+    }
+
+    /// Whether the step has ended at a handler that was overwritten. Then RIP goes back to its start.
+    fn at_handler(&self, vcpu: &VcpuBackend, before: &Before) -> Result<bool> {
+        if before.overwritten.is_empty() {
+            return Ok(false);
+        }
+        let State { mut regs, sregs } = self.state(vcpu)?;
+        let linear = sregs.cs.base.wrapping_add(regs.rip).wrapping_sub(1);
+        if !before.overwritten.iter().any(|handler| handler.linear == linear) {
+            return Ok(false);
+        }
+        regs.rip -= 1;
+        vcpu.set_regs(&regs)?;
+        Ok(true)
     }
 
     /// Records the instruction at `place`, and the one after it where the CPU
