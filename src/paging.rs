@@ -4,11 +4,13 @@
 mod fault;
 mod form;
 mod rules;
+mod tables;
 mod walk;
 
 pub use fault::{Cause, PageFault, describe_error_code, error_code};
 pub use form::{Form, Level};
 pub use rules::{Access, Features, Intent, Paging};
+pub use tables::Tables;
 pub use walk::{Fault, Mapping, Step, Walk, walk};
 
 use crate::guest::{Memory, MemoryError};
