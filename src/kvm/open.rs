@@ -52,7 +52,9 @@ impl OpenError {
             Self::NoPermission { device } => format!("you may not open {device}"),
             Self::Setup { device, reason, .. } => format!("{device}: {reason}"),
             Self::CannotRun { device, mode, ending, .. } => {
-                format!("{device} cannot run {mode}, which this chapter needs: its probe guest ended in {ending}")
+                format!(
+                    "{device} cannot run {mode}, which this chapter needs: its probe guest ended in {ending}"
+                )
             }
             other => other.to_string(),
         }
