@@ -59,6 +59,7 @@ const CASES: &[Case] = &[
     case("ch08--break-no-page", CH08, &["--break", "no-page"]),
     case("ch08--break-no-lma", CH08, &["--break", "no-lma"]),
     case("ch10", CH10, &[]),
+    case("ch10--steps", CH10, &["--steps", "--program", "hello"]),
     case("ch10--break-no-sce", CH10, &["--break", "no-sce"]),
     case("ch10--break-no-swapgs", CH10, &["--break", "no-swapgs"]),
     case("ch10--break-no-task", CH10, &["--break", "no-task"]),
