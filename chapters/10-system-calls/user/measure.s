@@ -4,8 +4,8 @@
         .set    WRITE, 1
         .set    CALLS, 0x400
         .set    CONSOLE, 1
-        .set    SYSTEM_CALLS, 10000 # in a series
-        .set    EXITS, 1000
+        .set    SYSTEM_CALLS, 1000  # in a series
+        .set    EXITS, 100
 
         .globl  _start
         .code64
