@@ -483,6 +483,8 @@ pub struct Details {
     pub io_size: u8,
     /// `KVM_EXIT_INTERNAL_ERROR`: what KVM could not do; see [`crate::exit::suberror`].
     pub suberror: u32,
+    /// What the software machine does not implement, as a sentence.
+    pub missing: Option<String>,
 }
 
 impl Details {

@@ -5,7 +5,7 @@ use crate::cpu::{Cpu, Pending};
 use crate::exit::Exit;
 use crate::memory::{OFFSET, PAGE_SIZE, Page};
 use crate::paging::Intent;
-use crate::stop::{Done, Fault, Stop};
+use crate::stop::{Done, Fault, Missing, Stop};
 use crate::tlb::Entry;
 
 /// The most MMIO accesses that one instruction can make: a string input of 1024 bytes.
@@ -234,7 +234,7 @@ impl Cpu {
             mmio.answered = mmio.used;
         }
         if mmio.answered == MOST {
-            return Err(Stop::Unimplemented);
+            return Err(Stop::Missing(Missing::Accesses));
         }
         self.leave(Exit::MmioRead { address, size }, Pending::MmioRead { address, size })
     }
@@ -242,7 +242,7 @@ impl Cpu {
     fn write_hole(&mut self, address: u64, size: u8, value: u64) -> Done {
         let mmio = &mut self.mmio;
         if mmio.written == MOST {
-            return Err(Stop::Unimplemented);
+            return Err(Stop::Missing(Missing::Accesses));
         }
         mmio.writes[mmio.written] = Piece { address, size, value };
         mmio.written += 1;

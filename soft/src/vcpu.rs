@@ -1,6 +1,7 @@
 //! A virtual CPU: KVM's ioctls as methods. KVM_RUN's loop is in [`run`].
 
 mod inject;
+mod missing;
 mod run;
 
 use std::sync::{Arc, Mutex};
@@ -26,6 +27,7 @@ pub struct Vcpu {
     /// What the next entry delivers; the shadow and the NMI's mask are the CPU's.
     events: Events,
     window_wanted: bool,
+    missing: Option<String>,
 }
 
 /// Where a linear address is: `struct kvm_translation`.
@@ -52,6 +54,7 @@ impl Vcpu {
             has_run: false,
             events: Events::default(),
             window_wanted: false,
+            missing: None,
         };
         vcpu.take_slots();
         vcpu
@@ -276,6 +279,7 @@ impl Vcpu {
     /// `EINTR` for `immediate_exit`.
     pub fn run(&mut self, immediate_exit: bool) -> Result<Exit, Errno> {
         self.has_run = true;
+        self.missing = None;
         self.take_slots();
         self.cache.begin_run();
         if let Some(exit) = self.complete() {

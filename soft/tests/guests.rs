@@ -551,6 +551,52 @@ fn flat_gdt(guest: &mut Guest) {
 }
 
 #[test]
+fn what_the_machine_lacks_is_said_in_words() {
+    let mut guest = Guest::protected(guest!(missing, ".code32" "nop" "fsin" "hlt"));
+    assert_eq!(guest.run(), Exit::InternalError { suberror: 1 });
+    assert_eq!(guest.vcpu.missing(), Some("the software machine does not implement `fsin`"));
+    assert_eq!(guest.vcpu.regs().rip, START + 1);
+    let mut guest = Guest::protected(guest!(nowhere, ".code32" "mov eax, 0x800000; jmp eax"));
+    assert_eq!(guest.run(), Exit::InternalError { suberror: 1 });
+    assert_eq!(guest.vcpu.missing(), None, "KVM cannot execute there either");
+}
+
+#[test]
+fn an_opcode_of_no_cpu_is_ud_after_its_bytes_could_be_fetched_and_before_it_may_be_too_long() {
+    // 0f 0b at the end of CS: #UD; 0f alone there: #GP, because the second byte cannot be fetched; and 15
+    // prefixes before it: #GP.
+    let vector_of = |code: &[u8], limit: u32| {
+        let mut guest = Guest::protected(code);
+        let mut sregs = guest.vcpu.sregs();
+        (sregs.cs.limit, sregs.cs.g) = (START as u32 + limit, 0);
+        (sregs.idt.base, sregs.idt.limit) = (0x3000, 0x7f);
+        (sregs.gdt.base, sregs.gdt.limit) = (0x2800, 0x17);
+        guest.write(0x2808, &0x00cf_9b00_0000_ffffu64.to_le_bytes());
+        guest.write(0x2810, &0x00cf_9300_0000_ffffu64.to_le_bytes());
+        for vector in 0..16u64 {
+            // Its handler is a `hlt` at 0x4000 and as many bytes further.
+            let gate = 0x4000 + vector | 8 << 16 | 0x8e00 << 32;
+            guest.write(0x3000 + vector * 8, &gate.to_le_bytes());
+            guest.write(0x4000 + vector, &[0xf4]);
+        }
+        guest.vcpu.set_sregs(&sregs).expect("protected mode");
+        guest.finish().rip - 0x4001
+    };
+    assert_eq!(vector_of(&[0x0f, 0x0b], 1), 6);
+    assert_eq!(vector_of(&[0x0f, 0xff, 0xc0], 0x100), 6);
+    assert_eq!(vector_of(&[0x0f, 0x0b], 0), 13);
+    let mut long = vec![0x66; 14];
+    long.extend([0x0f, 0x0b]);
+    assert_eq!(vector_of(&long, 0x100), 13);
+    // lock nop; lock add eax, ecx; lock cmp [eax], ecx; lock mov [eax], ecx; lea eax, ecx
+    for code in
+        [&[0xf0, 0x90][..], &[0xf0, 0x01, 0xc8], &[0xf0, 0x39, 0x08], &[0xf0, 0x89, 0x08], &[0x8d, 0xc1]]
+    {
+        assert_eq!(vector_of(code, 0x100), 6, "{code:x?}");
+    }
+}
+
+#[test]
 fn in_32_bit_code_a_call_gate_copies_its_parameters_and_the_io_bitmap_says_which_ports() {
     let code = guest!(gates,
         ".code32"

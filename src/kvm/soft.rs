@@ -297,7 +297,10 @@ impl VcpuFd {
             soft::Exit::IoOut { size, .. } | soft::Exit::IoIn { size, .. } => {
                 Details { io_size: size, ..Details::default() }
             }
-            soft::Exit::InternalError { suberror } => Details { suberror, ..Details::default() },
+            soft::Exit::InternalError { suberror } => {
+                let missing = self.vcpu.borrow().missing().map(str::to_owned);
+                Details { suberror, missing, ..Details::default() }
+            }
             _ => Details::default(),
         }
     }

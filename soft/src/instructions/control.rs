@@ -6,7 +6,7 @@ use iced_x86::Mnemonic;
 use crate::cpu::{Cpu, seg};
 use crate::op::{Handler, Op, Place};
 use crate::registers::{cr0, cr0_is_valid, cr4, efer};
-use crate::stop::{Done, Fault, Stop};
+use crate::stop::{Done, Fault, Missing, Stop};
 
 pub fn handler(mnemonic: Mnemonic) -> Option<Handler> {
     Some(match mnemonic {
@@ -164,7 +164,7 @@ fn write_debug(cpu: &mut Cpu, number: u8, value: u64) -> Done {
         6 | 7 if value >> 32 != 0 => return Err(REFUSED),
         6 => value & 0xe00f | 0xffff_0ff0,
         // Breakpoints by the guest's own debug registers are not implemented: none may be turned on.
-        7 if value & 0xff != 0 || value & 1 << 13 != 0 => return Err(Stop::Unimplemented),
+        7 if value & 0xff != 0 || value & 1 << 13 != 0 => return Err(Stop::Missing(Missing::Instruction)),
         7 => value & 0xffff_2fff & !0xd000 | 0x400,
         _ => value,
     };

@@ -83,7 +83,13 @@ impl Vcpu {
                 self.put_back(event);
                 Some(Exit::InternalError { suberror: DELIVERY_FAILED })
             }
-            Err(_) => Some(Exit::InternalError { suberror: EMULATION_FAILED }),
+            Err(_) => {
+                self.missing = Some(format!(
+                    "the software machine does not implement task switches, to which the gate of vector {} leads",
+                    event.vector
+                ));
+                Some(Exit::InternalError { suberror: EMULATION_FAILED })
+            }
         }
     }
 

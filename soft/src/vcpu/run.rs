@@ -204,8 +204,9 @@ impl Vcpu {
                 }
                 Some(self.cpu.exit)
             }
-            Stop::Unimplemented => {
+            Stop::Missing(missing) => {
                 self.cpu.mmio.abandon();
+                self.missing = self.sentence(missing);
                 Some(Exit::InternalError { suberror: EMULATION_FAILED })
             }
             Stop::Fault(fault) => {
@@ -265,14 +266,14 @@ impl Vcpu {
 
     /// The block at RIP; `None` where its first instruction lies in two pages.
     #[inline(always)]
-    fn find_block(&mut self) -> Result<Option<Range>, Stop> {
+    pub(super) fn find_block(&mut self) -> Result<Option<Range>, Stop> {
         let wanted = self.cpu.fetch()?;
         Ok(self.cache.find(&wanted, &mut self.cpu))
     }
 
     /// Decodes the instruction at RIP, whose bytes lie in two pages.
     #[cold]
-    fn crossing_instruction(&mut self) -> Result<Op, Stop> {
+    pub(super) fn crossing_instruction(&mut self) -> Result<Op, Stop> {
         let first = self.cpu.fetch()?;
         let mut bytes = [0; LONGEST];
         let here = LONGEST.min((PAGE_SIZE - (first.physical & OFFSET)) as usize);
