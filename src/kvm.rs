@@ -175,8 +175,8 @@ impl VmFd {
     /// vCPUs lives, and no Rust reference into it may exist while a vCPU runs.
     ///
     /// # Errors
-    /// `EINVAL` when an address or the size is no multiple of the page size,
-    /// `EEXIST` when the slot overlaps another.
+    /// `EINVAL` when an address or the size is no multiple of the page size, or when a slot that is there
+    /// would get another size, other host memory or become read-only; `EEXIST` when the slot overlaps another.
     pub unsafe fn set_user_memory_region(&self, region: kvm_userspace_memory_region) -> Result<()> {
         match &self.backend {
             // SAFETY: the caller makes the promise that this function asks for, word for word.
@@ -190,6 +190,19 @@ impl VmFd {
             unsafe { slots.set(region) };
         }
         Ok(())
+    }
+
+    /// Which pages of a slot the guest has written since the last call: a bit for each page, the first in
+    /// the lowest bit of the first word. The slot has `KVM_MEM_LOG_DIRTY_PAGES` among its flags, and
+    /// `memory_size` bytes.
+    ///
+    /// # Errors
+    /// `ENOENT` when there is no such slot, or it has no log.
+    pub fn get_dirty_log(&self, slot: u32, memory_size: usize) -> Result<Vec<u64>> {
+        match &self.backend {
+            VmBackend::Host(vm) => vm.get_dirty_log(slot, memory_size),
+            VmBackend::Soft(vm) => vm.get_dirty_log(slot, memory_size),
+        }
     }
 
     /// Sets where Intel's KVM keeps its real-mode task state segment; see [`TSS_ADDRESS`].

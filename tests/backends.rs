@@ -22,7 +22,7 @@ fn backends() -> Vec<(&'static str, Kvm)> {
 /// A CPU in real mode, in two pages of memory with `code` at 0x1000. Fields drop in this order.
 struct Guest {
     vcpu: VcpuFd,
-    _vm: VmFd,
+    vm: VmFd,
     memory: Memory,
 }
 
@@ -39,7 +39,7 @@ impl Guest {
         vcpu.set_sregs(&sregs).expect("real mode");
         let regs = kvm_regs { rip: 0x1000, rsp: 0x1000, rflags: 2, ..kvm_regs::default() };
         vcpu.set_regs(&regs).expect("registers");
-        Self { vcpu, _vm: vm, memory }
+        Self { vcpu, vm, memory }
     }
 }
 
@@ -209,6 +209,59 @@ fn an_exception_that_is_none_and_a_flag_that_nobody_knows_are_einval() {
         assert_eq!(vcpu.set_vcpu_events(&events).map_err(|error| error.errno()), Err(EINVAL), "{name}: NMI");
         let events = kvm_vcpu_events { flags: 1 << 30, ..kvm_vcpu_events::default() };
         assert_eq!(vcpu.set_vcpu_events(&events).map_err(|error| error.errno()), Err(EINVAL), "{name}");
+    }
+}
+
+#[test]
+fn the_dirty_log_has_the_pages_that_the_guest_wrote_since_it_was_last_read() {
+    const LOG_DIRTY_PAGES: u32 = 1;
+    const ENOENT: i32 = 2;
+    // mov [0x1800], al; mov al, [0x0800]; hlt; mov [0x1800], al; mov [0x0800], al; hlt
+    let code = [0xa2, 0x00, 0x18, 0xa0, 0x00, 0x08, 0xf4, 0xa2, 0x00, 0x18, 0xa2, 0x00, 0x08, 0xf4];
+    for (name, kvm) in backends() {
+        let mut guest = Guest::real(&kvm, &code);
+        let size = guest.memory.size();
+        let log = |guest: &Guest| guest.vm.get_dirty_log(0, size).map_err(|error| error.errno());
+        assert_eq!(log(&guest), Err(ENOENT), "{name}: without the flag");
+        let logged = kvm_userspace_memory_region { flags: LOG_DIRTY_PAGES, ..region(&guest.memory, 0, 0) };
+        // SAFETY: the same memory as before.
+        unsafe { guest.vm.set_user_memory_region(logged) }.expect("the same slot with a log");
+        log(&guest).expect("a log");
+        for pages in [0b10, 0b11] {
+            let exit = guest.vcpu.run().expect("an exit");
+            assert!(matches!(exit, VcpuExit::Hlt), "{name}: {exit:?}");
+            assert_eq!(log(&guest), Ok(vec![pages]), "{name}");
+            assert_eq!(log(&guest), Ok(vec![0]), "{name}: reading clears");
+        }
+        assert_eq!(guest.vm.get_dirty_log(9, size).map_err(|error| error.errno()), Err(ENOENT), "{name}");
+    }
+}
+
+#[test]
+fn a_slot_keeps_its_size_its_host_memory_and_its_rights_for_life() {
+    const READONLY: u32 = 2;
+    for (name, kvm) in backends() {
+        let memory = Memory::new(0x4000).expect("four pages");
+        let vm = kvm.create_vm().expect("a VM");
+        let set = |region| {
+            // SAFETY: `memory` is declared before `vm`, so it is unmapped after it is gone.
+            unsafe { vm.set_user_memory_region(region) }.map_err(|error| error.errno())
+        };
+        let first = kvm_userspace_memory_region { memory_size: 0x2000, ..region(&memory, 0, 0) };
+        assert_eq!(set(first), Ok(()), "{name}");
+        assert_eq!(set(first), Ok(()), "{name}: nothing changes");
+        assert_eq!(set(kvm_userspace_memory_region { memory_size: 0x3000, ..first }), Err(EINVAL), "{name}");
+        let elsewhere =
+            kvm_userspace_memory_region { userspace_addr: first.userspace_addr + 0x1000, ..first };
+        assert_eq!(set(elsewhere), Err(EINVAL), "{name}");
+        assert_eq!(set(kvm_userspace_memory_region { flags: READONLY, ..first }), Err(EINVAL), "{name}");
+        let moved = kvm_userspace_memory_region { guest_phys_addr: 0x8000, ..first };
+        assert_eq!(set(moved), Ok(()), "{name}: it may move");
+        let nothing = kvm_userspace_memory_region { memory_size: 0, ..first };
+        assert_eq!(set(nothing), Ok(()), "{name}: deleted");
+        assert_eq!(set(nothing), Err(EINVAL), "{name}: there is nothing to delete");
+        assert_eq!(set(kvm_userspace_memory_region { flags: 1 << 9, ..first }), Err(EINVAL), "{name}");
+        assert_eq!(set(kvm_userspace_memory_region { slot: 0x8000, ..first }), Err(EINVAL), "{name}");
     }
 }
 

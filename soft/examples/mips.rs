@@ -108,7 +108,7 @@ fn main() {
             guest_phys_addr: 0,
             memory_size: MEMORY as u64,
             userspace_addr: host as u64,
-            read_only: false,
+            ..Slot::default()
         };
         #[allow(unsafe_code)]
         // SAFETY: the memory is never given back.

@@ -175,6 +175,9 @@ impl Cpu {
         })?;
         self.mark_accessed(&mapping, intent);
         let physical = mapping.physical;
+        if intent == Intent::Write {
+            self.slots.mark_dirty(physical);
+        }
         let tag = self.tlb.tag(linear);
         let right = |given: bool| if given { tag } else { 0 };
         // Where SMAP may forbid an access, or allow it again, each one asks anew.
@@ -185,7 +188,8 @@ impl Cpu {
         {
             let writable = mapping.write_is_free(intent)
                 && self.slots.writable(physical).is_some()
-                && !self.code_pages.holds_code(physical);
+                && !self.code_pages.holds_code(physical)
+                && (intent == Intent::Write || !self.slots.is_logged(physical));
             let entry = Entry {
                 read: right(!code),
                 write: right(!code && writable),

@@ -6,6 +6,8 @@
 pub struct Errno(pub i32);
 
 impl Errno {
+    /// There is no such slot, or it has no log.
+    pub const ENOENT: Self = Self(2);
     /// Interrupted: `immediate_exit` was set.
     pub const EINTR: Self = Self(4);
     /// Too many CPUID entries.

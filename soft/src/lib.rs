@@ -21,7 +21,8 @@ mod errno; // The ioctls' errors.
 mod exit; // What a run comes back with.
 mod registers; // The registers, with KVM's names.
 mod memory; // A page of guest memory: the one module with unsafe code.
-mod slots; // Which memory is where.
+mod slots; // Which memory is where,
+mod dirty; // and which of it was written.
 mod machine; // A VM.
 mod vcpu; // A vCPU, and the loop that executes.
 mod cpu; // The CPU's state.

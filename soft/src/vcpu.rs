@@ -56,7 +56,7 @@ impl Vcpu {
             window_wanted: false,
             missing: None,
         };
-        vcpu.take_slots();
+        vcpu.take_slots(false);
         vcpu
     }
 
@@ -262,13 +262,16 @@ impl Vcpu {
         &mut self.cpu.data[..length]
     }
 
-    /// The machine's slots, if they have changed.
-    fn take_slots(&mut self) {
+    /// The machine's slots, if they have changed, or if a dirty log was read. `ran` says that this vCPU
+    /// was in the guest meanwhile: then it may have written wherever the TLB let it.
+    fn take_slots(&mut self, ran: bool) {
         let slots = self.slots.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if slots.generation != self.cpu.slots.generation {
             self.cpu.slots = slots.clone();
+            if ran {
+                self.cpu.tlb.writable().for_each(|page| self.cpu.slots.mark_dirty(page));
+            }
             self.cpu.flush_translations();
-            self.cache.clear();
         }
     }
 
@@ -280,14 +283,14 @@ impl Vcpu {
     pub fn run(&mut self, immediate_exit: bool) -> Result<Exit, Errno> {
         self.has_run = true;
         self.missing = None;
-        self.take_slots();
+        self.take_slots(false);
         self.cache.begin_run();
-        if let Some(exit) = self.complete() {
-            return Ok(exit);
-        }
-        if immediate_exit {
-            return Err(Errno::EINTR);
-        }
-        Ok(self.execute())
+        let exit = match self.complete() {
+            Some(exit) => Ok(exit),
+            None if immediate_exit => Err(Errno::EINTR),
+            None => Ok(self.execute()),
+        };
+        self.take_slots(true);
+        exit
     }
 }

@@ -58,7 +58,7 @@ impl Guest {
             guest_phys_addr: 0,
             memory_size: MEMORY as u64,
             userspace_addr: memory as u64,
-            read_only: false,
+            ..Slot::default()
         };
         // SAFETY: the memory is never given back.
         unsafe { machine.set_slot(slot) }.expect("a good slot");
@@ -307,11 +307,52 @@ fn a_read_only_slot_is_read_at_once_and_written_by_an_exit() {
         memory_size: 0x1000,
         userspace_addr: guest.memory as u64,
         read_only: true,
+        ..Slot::default()
     };
     // SAFETY: the memory is never given back.
     unsafe { guest.machine.set_slot(slot) }.expect("a good slot");
     assert_eq!(guest.run(), Exit::MmioWrite { address: 0x80_0000, size: 4 });
     assert_eq!(guest.finish().rax, 0);
+}
+
+#[test]
+fn the_dirty_log_names_the_pages_that_were_written_and_the_tables_that_say_so() {
+    // Each round reads one page, writes another, and says so.
+    let code = guest!(pages_written,
+        ".code64"
+        "mov ecx, 3"
+        "2: mov rax, [0x5000]"
+        "mov [0x7000], rcx"
+        "out 0x10, al"
+        "loop 2b"
+        "mov [0x9000], rax"
+        "hlt"
+    );
+    let mut guest = Guest::long(code);
+    let slot = Slot {
+        slot: 0,
+        guest_phys_addr: 0,
+        memory_size: MEMORY as u64,
+        userspace_addr: guest.memory as u64,
+        log_dirty: true,
+        ..Slot::default()
+    };
+    // SAFETY: the memory is never given back.
+    unsafe { guest.machine.set_slot(slot) }.expect("the same slot with a log");
+    let dirty = |guest: &Guest| -> Vec<u64> {
+        let log = guest.machine.take_dirty_log(0).expect("a log");
+        assert_eq!(log.len() as u64, MEMORY as u64 / 4096 / 64);
+        (0..MEMORY as u64 / 4096).filter(|page| log[*page as usize / 64] >> (page % 64) & 1 != 0).collect()
+    };
+    let output = Exit::IoOut { port: 0x10, size: 1, count: 1 };
+    assert_eq!(guest.run(), output);
+    assert_eq!(dirty(&guest), [7, 0x100, 0x101, 0x102, 0x103], "accessed bits in the tables too");
+    assert_eq!(dirty(&guest), []);
+    assert_eq!(guest.run(), output);
+    assert_eq!(dirty(&guest), [7], "again, though the TLB knew the page; and not the page that is read");
+    assert_eq!(guest.run(), output);
+    assert_eq!(guest.run(), Exit::Hlt);
+    assert_eq!(dirty(&guest), [7, 9, 0x103], "what two runs wrote, and the first write's dirty bit");
 }
 
 #[test]
@@ -348,7 +389,7 @@ fn an_instruction_in_two_pages_needs_both() {
 
 #[test]
 fn the_page_tables_get_their_accessed_and_dirty_bits() {
-    let code = guest!(dirty, ".code64" "mov eax, [0x5000]" "mov [0x6000], eax" "hlt");
+    let code = guest!(dirty_log, ".code64" "mov eax, [0x5000]" "mov [0x6000], eax" "hlt");
     let mut guest = Guest::long(code);
     guest.finish();
     let entry = |page: u64| guest.read(0x10_3000 + page * 8) & 0x60;

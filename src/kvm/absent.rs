@@ -136,6 +136,10 @@ impl VmFd {
         match *self {}
     }
 
+    pub fn get_dirty_log(&self, _: u32, _: usize) -> Result<Vec<u64>> {
+        match *self {}
+    }
+
     pub fn set_tss_address(&self, _: usize) -> Result<()> {
         match *self {}
     }

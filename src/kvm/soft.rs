@@ -14,6 +14,7 @@ use super::{
 };
 
 /// `include/uapi/linux/kvm.h`.
+const KVM_MEM_LOG_DIRTY_PAGES: u32 = 1 << 0;
 const KVM_MEM_READONLY: u32 = 1 << 1;
 const KVM_GUESTDBG_ENABLE: u32 = 1 << 0;
 const KVM_GUESTDBG_SINGLESTEP: u32 = 1 << 1;
@@ -79,7 +80,7 @@ impl VmFd {
     /// # Safety
     /// As [`super::VmFd::set_user_memory_region`].
     pub unsafe fn set_user_memory_region(&self, region: kvm_userspace_memory_region) -> Result<()> {
-        if region.flags & !KVM_MEM_READONLY != 0 {
+        if region.flags & !(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY) != 0 {
             return Err(errno(soft::Errno::EINVAL));
         }
         let slot = soft::Slot {
@@ -88,9 +89,16 @@ impl VmFd {
             memory_size: region.memory_size,
             userspace_addr: region.userspace_addr,
             read_only: region.flags & KVM_MEM_READONLY != 0,
+            log_dirty: region.flags & KVM_MEM_LOG_DIRTY_PAGES != 0,
         };
         // SAFETY: the caller promises what `set_slot` asks for.
         unsafe { self.machine.set_slot(slot) }.map_err(errno)
+    }
+
+    pub fn get_dirty_log(&self, slot: u32, memory_size: usize) -> Result<Vec<u64>> {
+        let mut log = self.machine.take_dirty_log(slot).map_err(errno)?;
+        log.resize(memory_size.div_ceil(4096 * 64), 0);
+        Ok(log)
     }
 
     /// Nothing needs the place that it names; only the rule is KVM's.
