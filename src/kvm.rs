@@ -26,16 +26,17 @@ use kvm_ioctls as host;
 
 #[cfg(not(host_kvm))]
 pub use absent::bindings::{
-    kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_dtable, kvm_guest_debug, kvm_msr_entry, kvm_regs, kvm_run,
-    kvm_segment, kvm_sregs, kvm_translation, kvm_userspace_memory_region, kvm_vcpu_events,
+    kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_debugregs, kvm_dtable, kvm_guest_debug, kvm_msr_entry,
+    kvm_regs, kvm_run, kvm_segment, kvm_sregs, kvm_translation, kvm_userspace_memory_region, kvm_vcpu_events,
 };
 #[cfg(not(host_kvm))]
 pub use absent::{CpuId, Msrs};
 pub use host::{Cap, Error, VcpuExit};
 #[cfg(host_kvm)]
 pub use kvm_bindings::{
-    CpuId, Msrs, kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_dtable, kvm_guest_debug, kvm_msr_entry, kvm_regs,
-    kvm_run, kvm_segment, kvm_sregs, kvm_translation, kvm_userspace_memory_region, kvm_vcpu_events,
+    CpuId, Msrs, kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_debugregs, kvm_dtable, kvm_guest_debug,
+    kvm_msr_entry, kvm_regs, kvm_run, kvm_segment, kvm_sregs, kvm_translation, kvm_userspace_memory_region,
+    kvm_vcpu_events,
 };
 pub use open::{Device, OpenError};
 pub use probe::{Failure as ProbeFailure, Probe, Probed};
@@ -392,6 +393,28 @@ impl VcpuFd {
         self.backend.set_guest_debug(debug)
     }
 
+    /// The guest's debug registers.
+    ///
+    /// # Errors
+    /// The errno of `KVM_GET_DEBUGREGS`.
+    pub fn get_debug_regs(&self) -> Result<kvm_debugregs> {
+        match &self.backend {
+            VcpuBackend::Host(vcpu) => vcpu.get_debug_regs(),
+            VcpuBackend::Soft(vcpu) => vcpu.get_debug_regs(),
+        }
+    }
+
+    /// Sets the guest's debug registers.
+    ///
+    /// # Errors
+    /// `EINVAL` where DR6 or DR7 has bits above 31.
+    pub fn set_debug_regs(&self, debug_regs: &kvm_debugregs) -> Result<()> {
+        match &self.backend {
+            VcpuBackend::Host(vcpu) => vcpu.set_debug_regs(debug_regs),
+            VcpuBackend::Soft(vcpu) => vcpu.set_debug_regs(debug_regs),
+        }
+    }
+
     /// Translates a linear address of the guest as its MMU would.
     ///
     /// # Errors
@@ -548,6 +571,7 @@ mod tests {
         same_layout!(kvm_sregs: cs, ds, es, fs, gs, ss, tr, ldt, gdt, idt, cr0, cr2, cr3, cr4, cr8, efer, apic_base, interrupt_bitmap);
         same_layout!(kvm_translation: linear_address, physical_address, valid, writeable, usermode);
         same_layout!(kvm_debug_exit_arch: exception, pc, dr6, dr7);
+        same_layout!(kvm_debugregs: db, dr6, dr7, flags);
         same_layout!(kvm_guest_debug: control, arch);
         same_layout!(kvm_cpuid_entry2: function, index, flags, eax, ebx, ecx, edx);
         same_layout!(kvm_userspace_memory_region: slot, flags, guest_phys_addr, memory_size, userspace_addr);

@@ -117,12 +117,14 @@ impl Cpu {
     #[cold]
     fn read_slowly(&mut self, linear: u64, size: usize, user: bool) -> Result<u64, Stop> {
         let parts = self.translate_parts(linear, size, Intent::Read, user)?;
-        let low = self.read_physical(parts.physical[0], parts.first)?;
-        if parts.first == size {
-            return Ok(low);
+        let mut value = self.read_physical(parts.physical[0], parts.first)?;
+        if parts.first < size {
+            value |= self.read_physical(parts.physical[1], size - parts.first)? << (8 * parts.first);
         }
-        let high = self.read_physical(parts.physical[1], size - parts.first)?;
-        Ok(low | high << (8 * parts.first))
+        if self.debug.data {
+            self.note_data(linear, size, Intent::Read);
+        }
+        Ok(value)
     }
 
     #[cold]
@@ -131,6 +133,9 @@ impl Cpu {
         self.write_physical(parts.physical[0], parts.first, value)?;
         if parts.first < size {
             self.write_physical(parts.physical[1], size - parts.first, value >> (8 * parts.first))?;
+        }
+        if self.debug.data {
+            self.note_data(linear, size, Intent::Write);
         }
         Ok(())
     }
@@ -180,9 +185,10 @@ impl Cpu {
         }
         let tag = self.tlb.tag(linear);
         let right = |given: bool| if given { tag } else { 0 };
-        // Where SMAP may forbid an access, or allow it again, each one asks anew.
+        // Where SMAP may forbid an access, or allow it again, and where a breakpoint is, each one asks anew.
         let code = intent == Intent::Fetch;
-        let asks_anew = !code && mapping.user && !user && self.cr4_has(crate::registers::cr4::SMAP);
+        let smap = mapping.user && !user && self.cr4_has(crate::registers::cr4::SMAP);
+        let asks_anew = !code && (smap || self.debug.watches_page(linear));
         if let Some(page) = self.slots.page(physical)
             && !asks_anew
         {

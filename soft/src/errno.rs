@@ -12,6 +12,8 @@ impl Errno {
     pub const EINTR: Self = Self(4);
     /// Too many CPUID entries.
     pub const E2BIG: Self = Self(7);
+    /// Something waits already.
+    pub const EBUSY: Self = Self(16);
     /// It exists already, or overlaps what exists.
     pub const EEXIST: Self = Self(17);
     /// What was given cannot be.

@@ -42,6 +42,7 @@ mod descriptor; // Segment registers in protected mode.
 mod transfer; // Going to another code segment.
 mod interrupt; // Going to a handler.
 mod events; // What waits to be delivered.
+mod debug; // Breakpoints.
 mod cpuid; // What the CPU says of itself.
 mod msr; // Model-specific registers.
 
