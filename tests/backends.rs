@@ -4,8 +4,8 @@
 use vmexit::exit::{Exit, Unexpected};
 use vmexit::guest::Memory;
 use vmexit::kvm::{
-    CpuId, Kvm, Msrs, Probe, VcpuExit, VcpuFd, VmFd, kvm_msr_entry, kvm_regs, kvm_userspace_memory_region,
-    kvm_vcpu_events,
+    CpuId, Kvm, Msrs, Probe, VcpuExit, VcpuFd, VmFd, kvm_guest_debug, kvm_msr_entry, kvm_regs,
+    kvm_userspace_memory_region, kvm_vcpu_events,
 };
 use vmexit::mode::{efer, enter_long, enter_protected, enter_real};
 use vmexit::segment::Descriptor;
@@ -262,6 +262,55 @@ fn a_slot_keeps_its_size_its_host_memory_and_its_rights_for_life() {
         assert_eq!(set(nothing), Err(EINVAL), "{name}: there is nothing to delete");
         assert_eq!(set(kvm_userspace_memory_region { flags: 1 << 9, ..first }), Err(EINVAL), "{name}");
         assert_eq!(set(kvm_userspace_memory_region { slot: 0x8000, ..first }), Err(EINVAL), "{name}");
+    }
+}
+
+#[test]
+fn a_hardware_breakpoint_stops_before_its_instruction_and_a_watchpoint_behind() {
+    const ENABLE_AND_HARDWARE: u32 = 1 | 1 << 17;
+    // mov al, 5; mov [0x1800], al; hlt
+    let code = [0xb0, 5, 0xa2, 0x00, 0x18, 0xf4];
+    for (name, kvm) in backends() {
+        let mut guest = Guest::real(&kvm, &code);
+        // DR0: the second instruction; DR1: a byte, written.
+        let (first, second) = (1 << 1 | 1 << 10, 1 << 3 | 1 << 20 | 1 << 10);
+        let mut debug = kvm_guest_debug { control: ENABLE_AND_HARDWARE, ..kvm_guest_debug::default() };
+        debug.arch.debugreg = [0x1002, 0x1800, 0, 0, 0, 0, 0, first];
+        guest.vcpu.set_guest_debug(&debug).expect("a breakpoint");
+        // A KVM that emulates every instruction does not compare data, and leaves DR7 out.
+        let emulates = Probe::Real.run(&kvm).expect("it runs real mode").out_after;
+        for _ in 0..2 {
+            let exit = guest.vcpu.run().expect("an exit");
+            let VcpuExit::Debug(found) = exit else { panic!("{name}: {exit:?}") };
+            assert_eq!((found.exception, found.pc, found.dr6 & 0xe00f), (1, 0x1002, 1), "{name}");
+            assert!(found.dr7 == first || emulates, "{name}: {:#x}", found.dr7);
+        }
+        debug.arch.debugreg[7] = second;
+        guest.vcpu.set_guest_debug(&debug).expect("a watchpoint");
+        let exit = guest.vcpu.run().expect("an exit");
+        if !emulates {
+            let VcpuExit::Debug(found) = exit else { panic!("{name}: {exit:?}") };
+            assert_eq!((found.exception, found.pc, found.dr6 & 0xe00f), (1, 0x1005, 2), "{name}");
+            assert_eq!(found.dr7, second, "{name}");
+            let exit = guest.vcpu.run().expect("an exit");
+            assert!(matches!(exit, VcpuExit::Hlt), "{name}: {exit:?}");
+        }
+        assert_eq!(guest.memory.read(0x1800, 1).expect("inside"), [5], "{name}");
+    }
+}
+
+#[test]
+fn the_debug_registers_keep_what_is_set_and_their_upper_halves_are_einval() {
+    for (name, kvm) in backends() {
+        let vm = kvm.create_vm().expect("a VM");
+        let vcpu = vm.create_vcpu(0).expect("a CPU");
+        let mut registers = vcpu.get_debug_regs().expect("registers");
+        assert_eq!((registers.dr6, registers.dr7), (0xffff_0ff0, 0x400), "{name}: as after reset");
+        registers.db = [0x1000, 0x2000, 0x3000, 0x4000];
+        assert_eq!(vcpu.set_debug_regs(&registers).map_err(|error| error.errno()), Ok(()), "{name}");
+        assert_eq!(vcpu.get_debug_regs().expect("registers"), registers, "{name}");
+        registers.dr7 |= 1 << 32;
+        assert_eq!(vcpu.set_debug_regs(&registers).map_err(|error| error.errno()), Err(EINVAL), "{name}");
     }
 }
 
