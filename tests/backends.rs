@@ -43,6 +43,21 @@ impl Guest {
     }
 }
 
+/// Whether this process runs on QEMU's software CPU, as in the lab's AMD machine.
+#[cfg(target_arch = "x86_64")]
+fn on_qemu_s_cpu() -> bool {
+    use std::arch::x86_64::__cpuid;
+    #[allow(unused_unsafe)] // safe since Rust 1.92
+    // SAFETY: every x86-64 CPU has CPUID.
+    let (features, hypervisor) = unsafe { (__cpuid(1), __cpuid(0x4000_0000)) };
+    features.ecx >> 31 != 0 && hypervisor.ebx == u32::from_le_bytes(*b"TCGT")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn on_qemu_s_cpu() -> bool {
+    false
+}
+
 fn region(memory: &Memory, slot: u32, guest_phys_addr: u64) -> kvm_userspace_memory_region {
     kvm_userspace_memory_region {
         slot,
@@ -277,6 +292,10 @@ fn a_hardware_breakpoint_stops_before_its_instruction_and_a_watchpoint_behind() 
         let mut debug = kvm_guest_debug { control: ENABLE_AND_HARDWARE, ..kvm_guest_debug::default() };
         debug.arch.debugreg = [0x1002, 0x1800, 0, 0, 0, 0, 0, first];
         guest.vcpu.set_guest_debug(&debug).expect("a breakpoint");
+        if name == "kvm" && on_qemu_s_cpu() {
+            println!("not compared: QEMU's software CPU loads a guest's DR7 and does not look at it");
+            continue;
+        }
         // A KVM that emulates every instruction does not compare data, and leaves DR7 out.
         let emulates = Probe::Real.run(&kvm).expect("it runs real mode").out_after;
         for _ in 0..2 {
