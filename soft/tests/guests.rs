@@ -616,7 +616,7 @@ fn an_opcode_of_no_cpu_is_ud_after_its_bytes_could_be_fetched_and_before_it_may_
         guest.write(0x2810, &0x00cf_9300_0000_ffffu64.to_le_bytes());
         for vector in 0..16u64 {
             // Its handler is a `hlt` at 0x4000 and as many bytes further.
-            let gate = 0x4000 + vector | 8 << 16 | 0x8e00 << 32;
+            let gate = (0x4000 + vector) | 8 << 16 | 0x8e00 << 32;
             guest.write(0x3000 + vector * 8, &gate.to_le_bytes());
             guest.write(0x4000 + vector, &[0xf4]);
         }
