@@ -43,6 +43,7 @@ mod interrupt; // Going to a handler.
 mod events; // What waits to be delivered.
 mod cpuid; // What the CPU says of itself.
 mod msr; // Model-specific registers.
+mod chipset; // Interrupt controllers and timers.
 
 pub use cpuid::{CpuidEntry, supported as supported_cpuid};
 pub use errno::Errno;
