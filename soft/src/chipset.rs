@@ -16,7 +16,8 @@ mod pic;
 mod pit;
 
 use ioapic::IoApic;
-use lapic::{Effect, LocalApic, Message};
+pub use lapic::LocalApic;
+use lapic::{Effect, Message};
 use pic::Pic;
 use pit::Pit;
 
@@ -49,7 +50,7 @@ impl Chipset {
         true
     }
 
-    /// Adds a CPU's local APIC; its number is the APIC ID. The first CPU's LINT0 lets the 8259A through.
+    /// Adds a CPU's local APIC; its number is the APIC ID.
     pub fn add_cpu(&mut self, number: usize) {
         while self.local.len() <= number {
             self.local.push(LocalApic::reset(self.local.len() as u8));
@@ -124,6 +125,11 @@ impl Chipset {
         if let Some(local) = self.local.get_mut(cpu) {
             local.take_nmi();
         }
+    }
+
+    /// A CPU's local APIC.
+    pub fn local(&mut self, cpu: usize) -> Option<&mut LocalApic> {
+        self.local.get_mut(cpu)
     }
 
     /// The task priority of a CPU, CR8.
@@ -246,6 +252,7 @@ mod tests {
         let memory = |chipset: &mut Chipset, address, value| {
             chipset.write_memory(0, APIC_BASE, address, value, 0).expect("a register");
         };
+        chipset.write_port(0x21, 0xff, 0).expect("the 8259A's mask");
         memory(&mut chipset, lapic::ADDRESS + 0xf0, 0x1ff);
         memory(&mut chipset, ioapic::ADDRESS, 0x10 + 2 * 4);
         memory(&mut chipset, ioapic::ADDRESS + 0x10, 0x34);

@@ -1,5 +1,6 @@
 //! A virtual CPU: KVM's ioctls as methods. KVM_RUN's loop is in [`run`].
 
+pub(crate) mod board;
 mod inject;
 mod run;
 
@@ -13,6 +14,7 @@ use crate::events::{Events, Interrupt};
 use crate::exit::Exit;
 use crate::registers::{Regs, Sregs, cr0, cr4, rflags};
 use crate::slots::Slots;
+use board::Board;
 
 /// A virtual CPU.
 pub struct Vcpu {
@@ -26,6 +28,8 @@ pub struct Vcpu {
     /// What the next entry delivers; the shadow and the NMI's mask are the CPU's.
     events: Events,
     window_wanted: bool,
+    /// Where the machine has interrupt controllers.
+    board: Option<Board>,
 }
 
 /// Where a linear address is: `struct kvm_translation`.
@@ -42,7 +46,7 @@ pub struct Translation {
 }
 
 impl Vcpu {
-    pub(crate) fn new(slots: Arc<Mutex<Slots>>) -> Self {
+    pub(crate) fn new(slots: Arc<Mutex<Slots>>, board: Option<Board>) -> Self {
         let mut vcpu = Self {
             cpu: Cpu::reset(),
             cache: Cache::default(),
@@ -52,6 +56,7 @@ impl Vcpu {
             has_run: false,
             events: Events::default(),
             window_wanted: false,
+            board,
         };
         vcpu.take_slots();
         vcpu
@@ -278,7 +283,7 @@ impl Vcpu {
         self.has_run = true;
         self.take_slots();
         self.cache.begin_run();
-        if let Some(exit) = self.complete() {
+        if let Some(exit) = self.complete().and_then(|exit| self.settle(exit)) {
             return Ok(exit);
         }
         if immediate_exit {

@@ -107,6 +107,23 @@ impl VmFd {
         if self.taken().is_empty() { Ok(()) } else { Err(errno(soft::Errno::EINVAL)) }
     }
 
+    /// KVM refuses once there is a vCPU.
+    pub fn create_irq_chip(&self) -> Result<()> {
+        if !self.taken().is_empty() {
+            return Err(errno(soft::Errno::EINVAL));
+        }
+        self.machine.create_irq_chip().map_err(errno)
+    }
+
+    /// Port 0x61 is always the timer's.
+    pub fn create_pit2(&self) -> Result<()> {
+        self.machine.create_pit().map_err(errno)
+    }
+
+    pub fn set_irq_line(&self, irq: u32, active: bool) -> Result<()> {
+        self.machine.set_irq_line(irq, active).map_err(errno)
+    }
+
     pub fn create_vcpu(&self, id: u64) -> Result<VcpuFd> {
         let mut taken = self.taken();
         if id >= VCPUS {
@@ -117,7 +134,7 @@ impl VmFd {
         }
         taken.push(id);
         Ok(VcpuFd {
-            vcpu: RefCell::new(self.machine.create_vcpu()),
+            vcpu: RefCell::new(self.machine.create_vcpu(id as u8)),
             run: Box::default(),
             exit: soft::Exit::Budget,
         })
@@ -287,6 +304,12 @@ impl VcpuFd {
             soft::Exit::Debug { pc, dr6 } => {
                 VcpuExit::Debug(kvm_debug_exit_arch { exception: DEBUG_EXCEPTION, pad: 0, pc, dr6, dr7: DR7 })
             }
+            soft::Exit::Idle => {
+                // Whoever raises a line has a clock of his own; one that never comes must not cost a core.
+                #[cfg(not(target_family = "wasm"))]
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                return Err(errno(soft::Errno::EINTR));
+            }
             soft::Exit::Budget => return Err(errno(soft::Errno::EINTR)),
         })
     }
@@ -314,7 +337,7 @@ fn exit_reason(exit: std::result::Result<soft::Exit, soft::Errno>) -> u32 {
         Ok(soft::Exit::Shutdown) => 8,
         Ok(soft::Exit::FailEntry { .. }) => 9,
         // A signal.
-        Ok(soft::Exit::Budget) | Err(_) => 10,
+        Ok(soft::Exit::Budget | soft::Exit::Idle) | Err(_) => 10,
         Ok(soft::Exit::InternalError { .. }) => 17,
     }
 }

@@ -3,6 +3,7 @@
 //! Controller (APIC)".
 
 /// Where its registers are after reset, guest-physical.
+#[cfg(test)]
 pub const ADDRESS: u64 = 0xfee0_0000;
 
 /// An interrupt on its way to a CPU.
@@ -50,8 +51,8 @@ mod register {
     pub const ICR_LOW: u64     = 0x300;
     pub const ICR_HIGH: u64    = 0x310;
     pub const LVT_TIMER: u64   = 0x320;
+    #[cfg(test)]
     pub const LVT_LINT0: u64   = 0x350;
-    pub const LVT_LINT1: u64   = 0x360;
     pub const LVT_ERROR: u64   = 0x370;
     pub const INITIAL: u64     = 0x380;
     pub const CURRENT: u64     = 0x390;
@@ -61,6 +62,8 @@ mod register {
 const ENABLED: u32 = 1 << 8; // SVR
 const MASKED: u32 = 1 << 16; // LVT
 const PERIODIC: u32 = 1 << 17; // LVT timer
+/// LINT0 among the local vectors.
+const LINT0: usize = 3;
 /// Six local vectors, of an APIC that is inside the CPU.
 const VERSION: u32 = 0x14 | 5 << 16;
 
@@ -112,9 +115,14 @@ pub struct LocalApic {
 }
 
 impl LocalApic {
-    /// After reset: off by software, everything masked.
+    /// After reset: off by software, everything masked. The first CPU's LINT0 lets the 8259A through all
+    /// the same, as KVM has it (`KVM_X86_QUIRK_LINT0_REENABLED`): a guest without a BIOS expects it.
     #[must_use]
     pub fn reset(id: u8) -> Self {
+        let mut local = [MASKED; 6];
+        if id == 0 {
+            local[LINT0] = u32::from(mode::EXTERNAL) << 8;
+        }
         Self {
             id,
             requested: Vectors::default(),
@@ -126,7 +134,7 @@ impl LocalApic {
             format: u32::MAX,
             errors: 0,
             command: [0; 2],
-            local: [MASKED; 6],
+            local,
             initial: 0,
             divide: 0,
             started: 0,
@@ -141,11 +149,11 @@ impl LocalApic {
         self.spurious & ENABLED != 0
     }
 
-    /// Whether the 8259A's interrupts get through: LINT0 in its mode, or an APIC that is off.
+    /// Whether the 8259A's interrupts get through LINT0.
     #[must_use]
     pub fn passes_external(&self) -> bool {
-        let lint0 = self.local[3];
-        !self.is_enabled() || lint0 & MASKED == 0 && (lint0 >> 8 & 7) as u8 == mode::EXTERNAL
+        let lint0 = self.local[LINT0];
+        lint0 & MASKED == 0 && (lint0 >> 8 & 7) as u8 == mode::EXTERNAL
     }
 
     /// A message from the I/O APIC, or another CPU: whether this CPU takes it.
@@ -277,6 +285,27 @@ impl LocalApic {
                 self.request(self.local[0] as u8, false);
             }
         }
+    }
+
+    /// All registers, the one at offset `n * 16` in place `n`: `KVM_GET_LAPIC`.
+    #[must_use]
+    pub fn registers(&self, now: u64) -> [u32; 64] {
+        std::array::from_fn(|number| self.read(number as u64 * 16, now))
+    }
+
+    /// Sets them: `KVM_SET_LAPIC`.
+    pub fn set_registers(&mut self, registers: &[u32; 64], now: u64) {
+        let at = |offset: u64| registers[(offset >> 4) as usize];
+        let words = |base: u64| Vectors(std::array::from_fn(|word| at(base + 16 * word as u64)));
+        (self.served, self.level) = (words(register::ISR), words(register::TMR));
+        self.requested = words(register::IRR);
+        (self.errors, self.command) = (at(register::ESR), [at(register::ICR_LOW), at(register::ICR_HIGH)]);
+        for offset in [register::ID, register::TPR, register::LDR, register::DFR, register::SVR] {
+            self.write(offset, at(offset), now);
+        }
+        self.local = std::array::from_fn(|number| at(register::LVT_TIMER + 16 * number as u64));
+        self.write(register::DIVIDE, at(register::DIVIDE), now);
+        self.write(register::INITIAL, at(register::INITIAL), now);
     }
 
     /// A read of four bytes at this offset.
@@ -447,12 +476,12 @@ mod tests {
     fn an_apic_that_is_off_lets_the_8259a_through_and_nothing_else() {
         let mut apic = LocalApic::reset(0);
         assert!(apic.passes_external());
+        assert!(!LocalApic::reset(1).passes_external());
         assert!(apic.receive(&fixed(0x31)));
         assert_eq!(apic.pending(), None);
         apic.write(register::SVR, 0x1ff, 0);
+        apic.write(register::LVT_LINT0, 0x1_0700, 0);
         assert!(!apic.passes_external(), "LINT0 is masked");
-        apic.write(register::LVT_LINT0, 0x700, 0);
-        assert!(apic.passes_external());
     }
 
     #[test]

@@ -178,7 +178,7 @@ impl Counter {
 }
 
 fn to_bcd(value: u16) -> u16 {
-    (0..4).fold(0, |bcd, digit| bcd | value / 10u16.pow(digit) % 10 << (4 * digit))
+    (0..4).fold(0, |bcd, digit| bcd | (value / 10u16.pow(digit) % 10) << (4 * digit))
 }
 
 fn from_bcd(bcd: u16) -> u16 {
@@ -205,7 +205,7 @@ impl Pit {
             0x43 => Some(0),
             0x61 => {
                 // Bit 4 shows the memory's refresh, which took turns every 15 us.
-                let refresh = (now / 15_000 & 1) as u8;
+                let refresh = (now / 15_000 % 2) as u8;
                 let [_, _, counter] = &self.counters;
                 let output = u8::from(counter.output(now));
                 Some(output << 5 | refresh << 4 | u8::from(self.speaker) << 1 | u8::from(counter.gate))

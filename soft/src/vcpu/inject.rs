@@ -55,12 +55,15 @@ impl Vcpu {
 
     /// Whether something waits until the guest can take it.
     pub(super) fn awaits_its_turn(&self) -> bool {
-        self.events.nmi_pending > 0 || self.window_wanted
+        self.events.nmi_pending > 0 || self.window_wanted || self.waits_on_board().is_some()
     }
 
     /// Between two instructions: what the guest can take now. The inner `None` is an event that was
     /// delivered.
     pub(super) fn between_instructions(&mut self) -> Option<Option<Exit>> {
+        if let Some(delivered) = self.take_from_board() {
+            return Some(delivered);
+        }
         if self.events.nmi_pending > 0 && !self.cpu.nmi_masked && self.cpu.shadow == Shadow::None {
             self.events.nmi_pending -= 1;
             self.cpu.nmi_masked = true;
