@@ -120,7 +120,9 @@ fn report(run: &Run, error: &anyhow::Error) -> Status {
     let unexpected = unexpected.map(|given| run.last_exit().map_or(given.clone(), Unexpected));
     if let Some(unexpected) = unexpected {
         complain(format_args!("{name}: {unexpected}"));
-        if let (Exit::InternalError { suberror: 1 }, Some(place)) = (&unexpected.0, run.last_place()) {
+        if let Exit::InternalError { suberror: 1, missing } = &unexpected.0
+            && let Some(place) = run.last_place(missing.is_none())
+        {
             complain(format_args!("  where: {place}"));
         }
         explain_variant(run);
@@ -140,7 +142,8 @@ fn status_of(error: &anyhow::Error) -> Status {
         return Status::GuestFailed;
     }
     let root = error.root_cause();
-    let bad_input = error.is::<OpenError>()
+    let bad_input = error.is::<BadInput>()
+        || error.is::<OpenError>()
         || error.is::<ImageError>()
         || root.is::<MemoryError>()
         || root.is::<kvm::Error>()
@@ -160,6 +163,11 @@ fn explain_variant(run: &Run) {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct GuestFailed(pub String);
+
+/// What was asked for cannot be done: a sentence. Exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BadInput(pub String);
 
 /// Not an error: `--listing` was given, and the listing has been printed.
 #[derive(Debug, thiserror::Error)]

@@ -14,6 +14,8 @@ impl Errno {
     pub const ENXIO: Self = Self(6);
     /// Too many CPUID entries.
     pub const E2BIG: Self = Self(7);
+    /// Something waits already.
+    pub const EBUSY: Self = Self(16);
     /// It exists already, or overlaps what exists.
     pub const EEXIST: Self = Self(17);
     /// What was given cannot be.

@@ -24,7 +24,8 @@ mod errno; // The ioctls' errors.
 mod exit; // What a run comes back with.
 mod registers; // The registers, with KVM's names.
 mod memory; // A page of guest memory: the one module with unsafe code.
-mod slots; // Which memory is where.
+mod slots; // Which memory is where,
+mod dirty; // and which of it was written.
 mod machine; // A VM.
 mod vcpu; // A vCPU, and the loop that executes.
 mod cpu; // The CPU's state.
@@ -44,6 +45,7 @@ mod descriptor; // Segment registers in protected mode.
 mod transfer; // Going to another code segment.
 mod interrupt; // Going to a handler.
 mod events; // What waits to be delivered.
+mod debug; // Breakpoints.
 mod cpuid; // What the CPU says of itself.
 mod msr; // Model-specific registers.
 mod chipset; // Interrupt controllers and timers.

@@ -62,6 +62,16 @@ impl Machine {
         Ok(())
     }
 
+    /// Which pages of a slot were written since it was last asked: `KVM_GET_DIRTY_LOG`. A bit for each
+    /// page, the first in the lowest bit of the first word. A vCPU that runs meanwhile may report a page
+    /// once more than it wrote it.
+    ///
+    /// # Errors
+    /// `EINVAL` for a number that no slot can have, `ENOENT` for a slot that is not there or has no log.
+    pub fn take_dirty_log(&self, slot: u32) -> Result<Vec<u64>, Errno> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).take_dirty_log(slot)
+    }
+
     /// A CPU in the state after reset: `KVM_CREATE_VCPU`. Its number is its APIC ID.
     #[must_use]
     pub fn create_vcpu(&self, number: u8) -> Vcpu {

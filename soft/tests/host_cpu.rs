@@ -126,7 +126,7 @@ fn software_machine(memory: *mut u8) -> Vcpu {
         guest_phys_addr: 0,
         memory_size: MEMORY as u64,
         userspace_addr: memory as u64,
-        read_only: false,
+        ..Slot::default()
     };
     // SAFETY: the mapping is never unmapped.
     unsafe { machine.set_slot(slot) }.expect("a good slot");

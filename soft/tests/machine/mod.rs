@@ -71,7 +71,7 @@ impl Guest {
             guest_phys_addr: 0,
             memory_size: MEMORY as u64,
             userspace_addr: memory as u64,
-            read_only: false,
+            ..Slot::default()
         };
         // SAFETY: the memory is never given back.
         unsafe { machine.set_slot(slot) }.expect("a good slot");
