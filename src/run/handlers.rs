@@ -1,10 +1,12 @@
-//! Where the next instruction may lead by an exception or an `int`.
+//! Where the next instruction may lead by an exception, an `int` or a system call.
 //!
 //! The CPU clears RFLAGS.TF when it delivers one, so a single step ends at no
 //! instruction of the handler: it would run on unseen until its `iret`. A
 //! breakpoint at the handler's first instruction stops it there. There are four
 //! for the whole CPU, so the likeliest handlers get them. Intel SDM Vol. 3B,
-//! "Single-Step Exception Condition" and "Debug Registers".
+//! "Single-Step Exception Condition" and "Debug Registers". `syscall` clears the
+//! flags that FMASK names, which a careful kernel lets name TF, and `sysret` takes
+//! all flags from R11: a breakpoint waits where they lead, too.
 //!
 //! QEMU's software CPU, on which the lab's AMD machine runs, loads a guest's
 //! breakpoints and does not look at them; nor does its `int3` reach a hypervisor
@@ -47,43 +49,45 @@ mod vector {
     pub const PAGE_FAULT: u8         = 14;
 }
 
-/// A step of the hypervisor's, and the places besides the next instruction at which it ends.
-pub struct Step {
+/// How a step is asked for, and the places besides the next instruction at which it ends.
+pub struct Stops {
     /// For `KVM_SET_GUEST_DEBUG`.
     pub debug: kvm_guest_debug,
     /// Linear addresses at which [`HLT`] has to stand while the step lasts.
     pub overwritten: Vec<u64>,
 }
 
-impl Step {
+impl Stops {
     /// No step at all: the guest runs until it exits.
     pub fn none() -> Self {
         Self { debug: kvm_guest_debug::default(), overwritten: Vec::new() }
     }
 
     /// A single step of the instruction at `place` that also ends where a handler begins. `by_registers`
-    /// says that this CPU compares instructions with its debug registers.
+    /// says that this CPU compares instructions with its debug registers, `lstar` where `syscall` leads.
     pub fn at(
         place: &Place,
         state: &State,
         by_registers: bool,
+        lstar: &dyn Fn() -> Option<u64>,
         read: &dyn Fn(u64, usize) -> Vec<u8>,
     ) -> Self {
         let mut step = Self::none();
         step.debug.control = ENABLE | SINGLE_STEP;
-        let handlers = handlers(place, state, read);
-        if handlers.is_empty() {
+        if !by_registers {
+            // Where `sysret` leads, ring 3 may not halt; `trap_flag` sees to it and to `syscall`.
+            step.overwritten = handlers(place, None, state, read);
             return step;
         }
-        if by_registers {
+        let other_ring = place.instruction.as_ref().and_then(|code| other_ring(code, state, lstar));
+        let handlers = handlers(place, other_ring, state, read);
+        if !handlers.is_empty() {
             step.debug.control |= HARDWARE_BREAKPOINTS;
             step.debug.arch.debugreg[7] = DR7_FIXED;
-            for (number, address) in handlers.iter().enumerate() {
-                step.debug.arch.debugreg[number] = *address;
-                step.debug.arch.debugreg[7] |= 1 << (2 * number);
-            }
-        } else {
-            step.overwritten = handlers;
+        }
+        for (number, address) in handlers.iter().enumerate() {
+            step.debug.arch.debugreg[number] = *address;
+            step.debug.arch.debugreg[7] |= 1 << (2 * number);
         }
         step
     }
@@ -103,21 +107,35 @@ pub fn cpu_has_breakpoints() -> bool {
     true
 }
 
-/// The linear addresses of the likeliest handlers, four at most.
-fn handlers(place: &Place, state: &State, read: &dyn Fn(u64, usize) -> Vec<u8>) -> Vec<u64> {
-    let mut handlers = Vec::new();
+/// The linear addresses of the likeliest handlers, four at most, `first` before them.
+fn handlers(
+    place: &Place,
+    first: Option<u64>,
+    state: &State,
+    read: &dyn Fn(u64, usize) -> Vec<u8>,
+) -> Vec<u64> {
     let instruction = place.linear..place.linear + place.bytes.len().max(1) as u64;
-    for vector in vectors(place.instruction.as_ref()) {
-        let handler = handler(vector, state, place.mode, read);
+    let by_vector = vectors(place.instruction.as_ref()).into_iter();
+    let by_vector = by_vector.filter_map(|vector| handler(vector, state, place.mode, read));
+    let mut handlers = Vec::new();
+    for address in first.into_iter().chain(by_vector) {
         // A breakpoint where the step begins would end it there.
-        if let Some(address) = handler.filter(|address| !instruction.contains(address))
-            && !handlers.contains(&address)
-            && handlers.len() < 4
-        {
+        if !instruction.contains(&address) && !handlers.contains(&address) && handlers.len() < 4 {
             handlers.push(address);
         }
     }
     handlers
+}
+
+/// Where a system call or the return from one leads. Intel SDM Vol. 2B, "SYSCALL—Fast System Call" and
+/// "SYSRET—Return From Fast System Call".
+fn other_ring(instruction: &Instruction, state: &State, lstar: &dyn Fn() -> Option<u64>) -> Option<u64> {
+    match instruction.mnemonic() {
+        Mnemonic::Syscall => lstar(),
+        Mnemonic::Sysretq => Some(state.regs.rcx),
+        Mnemonic::Sysret => Some(state.regs.rcx & 0xffff_ffff),
+        _ => None,
+    }
 }
 
 /// The vectors that this instruction may raise, the likeliest first.
@@ -196,7 +214,8 @@ mod tests {
     const IDT: u64 = 0x1000;
     const GDT: u64 = 0x2000;
 
-    /// A guest with `code` at 0, in protected mode with a flat code segment at selector 8 and these gates.
+    /// A guest with `code` at 0, in protected mode with a flat code segment at selector 8 and these
+    /// gates, and RCX 0x600.
     fn guest(code: &[u8], gates: &[(u8, Gate)]) -> (State, Vec<u8>) {
         let mut memory = vec![0; 0x3000];
         memory[..code.len()].copy_from_slice(code);
@@ -209,16 +228,16 @@ mod tests {
         sregs.cs = Descriptor::CODE_32.load(8);
         sregs.idt = kvm_dtable { base: IDT, limit: 0x7ff, ..kvm_dtable::default() };
         sregs.gdt = kvm_dtable { base: GDT, limit: 0xf, ..kvm_dtable::default() };
-        (State { regs: kvm_regs::default(), sregs }, memory)
+        (State { regs: kvm_regs { rcx: 0x600, ..kvm_regs::default() }, sregs }, memory)
     }
 
-    fn step_of(state: &State, memory: &[u8], by_registers: bool) -> Step {
+    fn step_of(state: &State, memory: &[u8], by_registers: bool) -> Stops {
         let read = |at: u64, length: usize| {
             memory.iter().skip(at as usize).take(length).copied().collect::<Vec<u8>>()
         };
         let place = Place::at(state, 0, &View { read: &read, starts: &|_| false });
         assert!(place.instruction.is_some());
-        Step::at(&place, state, by_registers, &read)
+        Stops::at(&place, state, by_registers, &|| Some(0x500), &read)
     }
 
     fn breakpoints(code: &[u8], gates: &[(u8, Gate)]) -> Vec<u64> {
@@ -253,5 +272,12 @@ mod tests {
     #[test]
     fn a_guest_without_gates_gets_a_plain_step() {
         assert_eq!(breakpoints(&[0xcd, 0x80], &[]), [] as [u64; 0]);
+    }
+
+    #[test]
+    fn a_step_stops_where_a_system_call_and_its_return_lead() {
+        let gates = [(13, Gate::interrupt(8, 0x10d))];
+        assert_eq!(breakpoints(&[0x0f, 0x05], &gates), [0x500, 0x10d]);
+        assert_eq!(breakpoints(&[0x0f, 0x07], &gates), [0x600, 0x10d]);
     }
 }

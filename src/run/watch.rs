@@ -11,13 +11,16 @@ use crate::explain;
 use crate::guest::Slots;
 use crate::kvm::{Result, VcpuBackend, VcpuExit, kvm_regs, kvm_sregs};
 use crate::run::Run;
-use crate::run::handlers::{self, HLT, Step};
+use crate::run::handlers::{self, HLT, Stops};
 use crate::run::interrupt::Kick;
+use crate::run::trap_flag::Kept;
 use crate::status::complain;
 use crate::trace::{Place, State, VcpuId, View};
 
 /// Signal numbers and errnos are the kernel's on x86-64 Linux.
 const EINTR: i32 = 4;
+/// The MSR that says where `syscall` leads. Intel SDM Vol. 4, "Architectural MSRs".
+const LSTAR: u32 = 0xc000_0082;
 
 /// Watches one vCPU. Fields drop in this order: the timer goes first.
 pub struct Watch {
@@ -39,10 +42,11 @@ pub struct Watch {
     immediate_exit: u8,
 }
 
-/// What is known before a step.
-struct Before {
+/// A step that has begun: the instruction, and the state before it.
+struct Step {
     place: Place,
     state: State,
+    kept: Kept,
     overwritten: Vec<Overwritten>,
 }
 
@@ -100,12 +104,20 @@ impl Watch {
             if self.run.stopped().is_some() {
                 return Err(crate::kvm::Error::new(EINTR));
             }
-            let before = if self.stepping && !completing { Some(self.prepare_step(vcpu)?) } else { None };
+            let step = if self.stepping && !completing { Some(self.prepare_step(vcpu)?) } else { None };
             let entered = Instant::now();
             let result = vcpu.run();
             let left = Instant::now();
-            if let Some(before) = &before {
-                self.restore(before);
+            // SAFETY: an exit borrows the vCPU for the sake of its slices. They lie in the kvm_run
+            // page, which stays mapped while the vCPU lives and which nobody writes before the
+            // next KVM_RUN; the facade gives the exit to the caller under the vCPU's lifetime again.
+            let result: Result<VcpuExit<'static>> =
+                result.map(|exit| unsafe { transmute::<VcpuExit<'_>, VcpuExit<'static>>(exit) });
+            let mut stepped = matches!(result, Ok(VcpuExit::Debug(_)));
+            if let Some(step) = &step {
+                self.restore(step);
+                stepped |= matches!(result, Ok(VcpuExit::Hlt)) && self.at_handler(vcpu, step)?;
+                step.kept.after(&step.place, vcpu, stepped || result.is_err())?;
             }
             let exit = match result {
                 Ok(exit) => exit,
@@ -121,21 +133,13 @@ impl Watch {
                     continue;
                 }
             };
-            // SAFETY: an exit borrows the vCPU for the sake of its slices. They lie in the kvm_run
-            // page, which stays mapped while the vCPU lives and which nobody writes before the
-            // next KVM_RUN; the facade gives the exit to the caller under the vCPU's lifetime again.
-            let exit: VcpuExit<'static> = unsafe { transmute::<VcpuExit<'_>, VcpuExit<'static>>(exit) };
-            let at_handler = match (&exit, &before) {
-                (VcpuExit::Hlt, Some(before)) => self.at_handler(vcpu, before)?,
-                _ => false,
-            };
-            if self.stepping && matches!(exit, VcpuExit::Debug(_)) || at_handler {
-                if let Some(before) = before {
-                    self.record_step(vcpu, &before.place, &before.state, (entered, left))?;
+            if self.stepping && stepped {
+                if let Some(Step { place, state, .. }) = step {
+                    self.record_step(vcpu, &place, &state, (entered, left))?;
                 }
                 continue;
             }
-            self.record(vcpu, &exit, before.map(|before| before.place), (entered, left))?;
+            self.record(vcpu, &exit, step.map(|step| step.place), (entered, left))?;
             return Ok(exit);
         }
     }
@@ -165,18 +169,22 @@ impl Watch {
 
     /// Turns single-stepping on. At a `hlt` it stays off on a KVM that emulates whole instructions:
     /// such a one runs on past a stepped `hlt`. A CPU exits at it either way.
-    fn prepare_step(&self, vcpu: &VcpuBackend) -> Result<Before> {
+    fn prepare_step(&self, vcpu: &VcpuBackend) -> Result<Step> {
         let state = self.state(vcpu)?;
         let place = self.seeing(vcpu, |view| Place::at(&state, state.regs.rip, view));
-        let step = if place.is_hlt() && self.run.out_after() {
-            Step::none()
+        let stops = if place.is_hlt() && self.run.out_after() {
+            Stops::none()
         } else {
-            let by_registers = !vcpu.is_host() || handlers::cpu_has_breakpoints();
-            Step::at(&place, &state, by_registers, &|linear, length| self.read(vcpu, linear, length))
+            let by_registers = !vcpu.steps_by_trap_flag() || handlers::cpu_has_breakpoints();
+            let lstar = || vcpu.get_msr(LSTAR);
+            let read = |linear: u64, length: usize| self.read(vcpu, linear, length);
+            Stops::at(&place, &state, by_registers, &lstar, &read)
         };
-        vcpu.set_guest_debug(&step.debug)?;
-        let overwritten = step.overwritten.iter().filter_map(|linear| self.overwrite(vcpu, *linear));
-        Ok(Before { place, state, overwritten: overwritten.collect() })
+        let kept = Kept::before(&place, &state, vcpu)?;
+        vcpu.set_guest_debug(&stops.debug)?;
+        let overwritten = stops.overwritten.iter().filter_map(|linear| self.overwrite(vcpu, *linear));
+        let overwritten = overwritten.collect();
+        Ok(Step { place, state, kept, overwritten })
     }
 
     /// Puts [`HLT`] at a linear address of the guest's.
@@ -190,23 +198,24 @@ impl Watch {
     }
 
     /// Takes each of them away again, unless the guest has written something else there.
-    fn restore(&self, before: &Before) {
+    fn restore(&self, step: &Step) {
         let slots = self.slots.lock().expect("nobody panics while holding the slots");
-        for Overwritten { physical, byte, .. } in &before.overwritten {
+        for Overwritten { physical, byte, .. } in &step.overwritten {
             if slots.read(*physical, 1) == [HLT] {
                 slots.write(*physical, *byte);
             }
         }
     }
 
-    /// Whether the step has ended at a handler that was overwritten. Then RIP goes back to its start.
-    fn at_handler(&self, vcpu: &VcpuBackend, before: &Before) -> Result<bool> {
-        if before.overwritten.is_empty() {
+    /// Whether a `hlt` was one of [`Step::overwritten`], and not the guest's. Then RIP goes back to
+    /// where the handler begins.
+    fn at_handler(&self, vcpu: &VcpuBackend, step: &Step) -> Result<bool> {
+        if step.overwritten.is_empty() {
             return Ok(false);
         }
         let State { mut regs, sregs } = self.state(vcpu)?;
         let linear = sregs.cs.base.wrapping_add(regs.rip).wrapping_sub(1);
-        if !before.overwritten.iter().any(|handler| handler.linear == linear) {
+        if !step.overwritten.iter().any(|handler| handler.linear == linear) {
             return Ok(false);
         }
         regs.rip -= 1;
