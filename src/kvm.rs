@@ -273,10 +273,7 @@ impl VcpuFd {
     /// # Errors
     /// The errno of `KVM_SET_REGS`.
     pub fn set_regs(&self, regs: &kvm_regs) -> Result<()> {
-        match &self.backend {
-            VcpuBackend::Host(vcpu) => vcpu.set_regs(regs)?,
-            VcpuBackend::Soft(vcpu) => vcpu.set_regs(regs)?,
-        }
+        self.backend.set_regs(regs)?;
         if let Some(watch) = &self.watch {
             watch.note_set(Some(regs), None);
         }
@@ -347,10 +344,7 @@ impl VcpuFd {
     /// # Errors
     /// The errno of `KVM_GET_MSRS`.
     pub fn get_msrs(&self, msrs: &mut Msrs) -> Result<usize> {
-        match &self.backend {
-            VcpuBackend::Host(vcpu) => vcpu.get_msrs(msrs),
-            VcpuBackend::Soft(vcpu) => vcpu.get_msrs(msrs),
-        }
+        self.backend.get_msrs(msrs)
     }
 
     /// Sets model-specific registers; returns how many it set before one that the CPU has not, or that
@@ -480,11 +474,50 @@ impl VcpuBackend {
         }
     }
 
+    pub(crate) fn set_regs(&self, regs: &kvm_regs) -> Result<()> {
+        match self {
+            Self::Host(vcpu) => vcpu.set_regs(regs),
+            Self::Soft(vcpu) => vcpu.set_regs(regs),
+        }
+    }
+
     pub(crate) fn get_sregs(&self) -> Result<kvm_sregs> {
         match self {
             Self::Host(vcpu) => vcpu.get_sregs(),
             Self::Soft(vcpu) => vcpu.get_sregs(),
         }
+    }
+
+    fn get_msrs(&self, msrs: &mut Msrs) -> Result<usize> {
+        match self {
+            Self::Host(vcpu) => vcpu.get_msrs(msrs),
+            Self::Soft(vcpu) => vcpu.get_msrs(msrs),
+        }
+    }
+
+    /// A model-specific register, if this CPU has it.
+    pub(crate) fn get_msr(&self, index: u32) -> Option<u64> {
+        let mut msrs = Msrs::from_entries(&[kvm_msr_entry { index, ..kvm_msr_entry::default() }]).ok()?;
+        let read = self.get_msrs(&mut msrs).ok()?;
+        (read == 1).then(|| msrs.as_slice()[0].data)
+    }
+
+    /// # Errors
+    /// `EINVAL` where the CPU has no such register, or it cannot hold the value.
+    pub(crate) fn set_msr(&self, index: u32, data: u64) -> Result<()> {
+        const EINVAL: i32 = 22;
+        let entry = kvm_msr_entry { index, data, ..kvm_msr_entry::default() };
+        let msrs = Msrs::from_entries(&[entry]).map_err(|_| Error::new(EINVAL))?;
+        let set = match self {
+            Self::Host(vcpu) => vcpu.set_msrs(&msrs)?,
+            Self::Soft(vcpu) => vcpu.set_msrs(&msrs)?,
+        };
+        if set == 1 { Ok(()) } else { Err(Error::new(EINVAL)) }
+    }
+
+    /// Whether single-stepping works by the guest's RFLAGS.TF, as the host's KVM does it.
+    pub(crate) fn steps_by_trap_flag(&self) -> bool {
+        matches!(self, Self::Host(_))
     }
 
     pub(crate) fn set_guest_debug(&self, debug: &kvm_guest_debug) -> Result<()> {

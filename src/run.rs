@@ -4,6 +4,7 @@
 mod handlers;
 pub(crate) mod interrupt;
 pub mod options;
+mod trap_flag;
 mod watch;
 
 pub(crate) use watch::Watch;

@@ -115,6 +115,8 @@ pub struct Cpu {
     pub instructions: u64,
     /// Iterations of repeated string instructions.
     pub iterations: u64,
+    /// Nanoseconds that went by in `hlt`, with interrupt controllers.
+    pub idle: u64,
 
     /// Translations that were made before.
     pub tlb: Tlb,
@@ -231,6 +233,7 @@ impl Cpu {
             cpuid: Vec::new(),
             instructions: 0,
             iterations: 0,
+            idle: 0,
             tlb: Tlb::default(),
             slots: Slots::default(),
             code_pages: CodePages::default(),

@@ -6,10 +6,12 @@
 pub struct Errno(pub i32);
 
 impl Errno {
-    /// There is no such slot, or it has no log.
+    /// What it needs is not there.
     pub const ENOENT: Self = Self(2);
     /// Interrupted: `immediate_exit` was set.
     pub const EINTR: Self = Self(4);
+    /// There is no such device.
+    pub const ENXIO: Self = Self(6);
     /// Too many CPUID entries.
     pub const E2BIG: Self = Self(7);
     /// Something waits already.

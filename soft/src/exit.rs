@@ -66,4 +66,7 @@ pub enum Exit {
     },
     /// The instructions that one run may take are used up: run again.
     Budget,
+    /// The guest waits in a `hlt`, no timer runs, and the interrupt controllers have nothing for it: only
+    /// a line from outside can wake it.
+    Idle,
 }

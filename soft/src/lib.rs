@@ -11,7 +11,10 @@
 //! with a VEX prefix or newer.
 //!
 //! Nothing here depends on the host: no files, no threads, no clock. The time
-//! stamp counter counts instructions, so a run can be repeated exactly.
+//! stamp counter and the timers count instructions, so a run can be repeated
+//! exactly. A machine with interrupt controllers has a PC's: 8259A pair, I/O APIC,
+//! a local APIC a CPU, 8254. There `hlt` waits inside, and the time until the next
+//! timer's event goes by at once.
 //!
 //! In reading order:
 
@@ -46,6 +49,7 @@ mod events; // What waits to be delivered.
 mod debug; // Breakpoints.
 mod cpuid; // What the CPU says of itself.
 mod msr; // Model-specific registers.
+mod chipset; // Interrupt controllers and timers.
 
 pub use cpuid::{CpuidEntry, supported as supported_cpuid};
 pub use errno::Errno;

@@ -1,5 +1,6 @@
 //! A virtual CPU: KVM's ioctls as methods. KVM_RUN's loop is in [`run`].
 
+pub(crate) mod board;
 mod inject;
 mod missing;
 mod run;
@@ -14,6 +15,7 @@ use crate::events::{Events, Exception, Interrupt};
 use crate::exit::Exit;
 use crate::registers::{Fpu, Regs, Sregs, cr0, cr4, rflags};
 use crate::slots::Slots;
+use board::Board;
 
 /// A virtual CPU.
 pub struct Vcpu {
@@ -27,6 +29,8 @@ pub struct Vcpu {
     events: Events,
     window_wanted: bool,
     missing: Option<String>,
+    /// Where the machine has interrupt controllers.
+    board: Option<Board>,
 }
 
 /// Where a linear address is: `struct kvm_translation`.
@@ -43,7 +47,7 @@ pub struct Translation {
 }
 
 impl Vcpu {
-    pub(crate) fn new(slots: Arc<Mutex<Slots>>) -> Self {
+    pub(crate) fn new(slots: Arc<Mutex<Slots>>, board: Option<Board>) -> Self {
         let mut vcpu = Self {
             cpu: Cpu::reset(),
             cache: Cache::default(),
@@ -54,6 +58,7 @@ impl Vcpu {
             events: Events::default(),
             window_wanted: false,
             missing: None,
+            board,
         };
         vcpu.take_slots(false);
         vcpu
@@ -329,7 +334,7 @@ impl Vcpu {
         self.missing = None;
         self.take_slots(false);
         self.cache.begin_run();
-        let exit = match self.complete() {
+        let exit = match self.complete().and_then(|exit| self.settle(exit)) {
             Some(exit) => Ok(exit),
             None if immediate_exit => Err(Errno::EINTR),
             None => Ok(self.execute()),

@@ -126,7 +126,7 @@ impl VmFd {
         }
         taken.push(id);
         Ok(VcpuFd {
-            vcpu: RefCell::new(self.machine.create_vcpu()),
+            vcpu: RefCell::new(self.machine.create_vcpu(id as u8)),
             run: Box::default(),
             exit: soft::Exit::Budget,
         })
@@ -323,6 +323,12 @@ impl VcpuFd {
             soft::Exit::Debug { exception, pc, dr6, dr7 } => {
                 VcpuExit::Debug(kvm_debug_exit_arch { exception: exception.into(), pad: 0, pc, dr6, dr7 })
             }
+            soft::Exit::Idle => {
+                // Whoever raises a line has a clock of his own; one that never comes must not cost a core.
+                #[cfg(not(target_family = "wasm"))]
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                return Err(errno(soft::Errno::EINTR));
+            }
             soft::Exit::Budget => return Err(errno(soft::Errno::EINTR)),
         })
     }
@@ -353,7 +359,7 @@ fn exit_reason(exit: std::result::Result<soft::Exit, soft::Errno>) -> u32 {
         Ok(soft::Exit::Shutdown) => 8,
         Ok(soft::Exit::FailEntry { .. }) => 9,
         // A signal.
-        Ok(soft::Exit::Budget) | Err(_) => 10,
+        Ok(soft::Exit::Budget | soft::Exit::Idle) | Err(_) => 10,
         Ok(soft::Exit::InternalError { .. }) => 17,
     }
 }

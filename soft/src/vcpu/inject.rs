@@ -63,12 +63,18 @@ impl Vcpu {
 
     /// Whether something waits until the guest can take it.
     pub(super) fn awaits_its_turn(&self) -> bool {
-        self.events.nmi_pending > 0 && !self.interrupts_blocked || self.window_wanted
+        let waits = self.events.nmi_pending > 0 || self.waits_on_board().is_some();
+        waits && !self.interrupts_blocked || self.window_wanted
     }
 
     /// Between two instructions: what the guest can take now. The inner `None` is an event that was
     /// delivered.
     pub(super) fn between_instructions(&mut self) -> Option<Option<Exit>> {
+        if !self.interrupts_blocked
+            && let Some(delivered) = self.take_from_board()
+        {
+            return Some(delivered);
+        }
         let nmi = self.events.nmi_pending > 0 && !self.interrupts_blocked;
         if nmi && !self.cpu.nmi_masked && self.cpu.shadow == Shadow::None {
             self.events.nmi_pending -= 1;

@@ -2,6 +2,7 @@
 //! single steps, traps and interrupts in between, until the next exit.
 
 use super::Vcpu;
+use super::board::Wait;
 use crate::access::Piece;
 use crate::cache::Range;
 use crate::cpu::{Pending, Shadow, gpr};
@@ -92,15 +93,34 @@ impl Vcpu {
         let mut left = BUDGET;
         while left > 0 {
             let before = self.work();
+            self.look_at_board();
+            if self.is_halted() {
+                match self.wait() {
+                    Wait::Over => {}
+                    Wait::Endless => return Exit::Idle,
+                    Wait::Goes => {
+                        left -= 1;
+                        continue;
+                    }
+                }
+            }
             let exit =
                 if self.awaits_its_turn() || self.goes_by_steps() { self.attend() } else { self.advance() };
-            if let Some(exit) = exit {
+            if let Some(exit) = exit.and_then(|exit| self.settle(exit)) {
                 return exit;
             }
             // An exception that is delivered for ever executes nothing, and takes its time all the same.
             left = left.saturating_sub(1 + self.work().wrapping_sub(before));
         }
         Exit::Budget
+    }
+
+    /// What is left of an exit when the machine's own controllers have had theirs.
+    pub(super) fn settle(&mut self, mut exit: Exit) -> Option<Exit> {
+        while self.serve(exit) {
+            exit = self.complete()?;
+        }
+        Some(exit)
     }
 
     /// Executes a block.
@@ -233,13 +253,15 @@ impl Vcpu {
     /// Executes a block, up to its end or to what must not stay inside one.
     fn run_block(&mut self) -> Done {
         let Some(range) = self.find_block()? else { return self.run_instruction() };
+        let event = self.instructions_to_event();
         let cpu = &mut self.cpu;
         if !cpu.code_holds(u64::from(range.bytes)) {
             return self.run_instruction();
         }
         let (mask, start) = (cpu.ip_mask(), cpu.rip);
         cpu.leave_block = false;
-        for _ in 0..TURNS {
+        let turns = u64::from(TURNS).min(event / u64::from(range.bytes).max(1) + 1);
+        for _ in 0..turns {
             for op in self.cache.ops(range) {
                 cpu.next = cpu.rip.wrapping_add(u64::from(op.length)) & mask;
                 (op.run)(cpu, op)?;
