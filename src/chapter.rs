@@ -21,8 +21,21 @@ pub struct Chapter {
     pub title: &'static str,
     /// What a machine must be able to run for it.
     pub needs: Probe,
+    /// Flags that it has beyond those of every chapter.
+    pub flags: &'static [Flag],
     /// Its broken variants, for `--break`.
     pub breaks: &'static [Break],
+}
+
+/// A flag of one chapter, which takes a value: `--program NAME`.
+#[derive(Debug)]
+pub struct Flag {
+    /// What it is called, without the dashes.
+    pub name: &'static str,
+    /// What the help calls its value.
+    pub value: &'static str,
+    /// What it is for, at most two lines of the help.
+    pub what: &'static str,
 }
 
 /// A deliberately broken variant of a chapter.

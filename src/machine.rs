@@ -7,6 +7,7 @@ use crate::kvm::{
     IDENTITY_MAP_ADDRESS, Kvm, MAX_CPUID_ENTRIES, TSS_ADDRESS, VcpuFd, VmFd, kvm_userspace_memory_region,
 };
 use crate::mode::{enter_real, rflags};
+use crate::paging::{self, Access, Features, Paging, Walk};
 
 /// A virtual machine with one CPU. Fields drop in this order: KVM lets go of
 /// the memory before it is unmapped.
@@ -14,6 +15,8 @@ pub struct Machine {
     pub vcpu: VcpuFd,
     _vm: VmFd,
     pub memory: Memory,
+    /// What the guest's CPUID says of its paging.
+    features: Features,
 }
 
 impl Machine {
@@ -37,9 +40,8 @@ impl Machine {
         // SAFETY: the region is exactly `memory`, which the machine owns and drops last.
         unsafe { vm.set_user_memory_region(slot) }.context("KVM_SET_USER_MEMORY_REGION")?;
         let vcpu = vm.create_vcpu(0).context("KVM_CREATE_VCPU")?;
-        let machine = Self { vcpu, _vm: vm, memory };
-
         let cpuid = kvm.get_supported_cpuid(MAX_CPUID_ENTRIES).context("KVM_GET_SUPPORTED_CPUID")?;
+        let machine = Self { vcpu, _vm: vm, memory, features: Features::of(&cpuid) };
         machine.vcpu.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")?;
         let mut sregs = machine.vcpu.get_sregs().context("KVM_GET_SREGS")?;
         enter_real(&mut sregs);
@@ -64,5 +66,15 @@ impl Machine {
         let mut regs = self.vcpu.get_regs().context("KVM_GET_REGS")?;
         (regs.rip, regs.rflags) = (rip, rflags::FIXED);
         self.vcpu.set_regs(&regs).context("KVM_SET_REGS")
+    }
+    /// Walks the guest's page tables for one access, with its registers as they are.
+    ///
+    /// # Errors
+    /// The ioctl that failed, with its errno.
+    pub fn walk(&self, linear: u64, access: Access) -> Result<Walk> {
+        let sregs = self.vcpu.get_sregs().context("KVM_GET_SREGS")?;
+        let regs = self.vcpu.get_regs().context("KVM_GET_REGS")?;
+        let paging = Paging::of(&sregs, regs.rflags, self.features);
+        Ok(paging::walk(&self.memory, &paging, linear, access))
     }
 }

@@ -1,6 +1,7 @@
 //! Chapter 00: can this machine virtualize? The doctor: looks at the CPU, the
-//! modules and the device, runs five probe guests, and says which chapters this
-//! host's KVM can run, and what to do about the rest.
+//! modules and the device, runs five probe guests on this host's KVM and on the
+//! software machine, and says which chapters each can run, and what to do about
+//! the rest.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -80,31 +81,38 @@ fn print(text: &str, status: Status) -> ExitCode {
     }
 }
 
-/// The probe guests, and the chapters that follow from them.
+/// The probe guests on both backends, and the chapters that follow from them.
 fn probes(kvm: Option<&KvmFacts>) -> String {
-    let Some(kvm) = kvm.filter(|kvm| !kvm.probes.is_empty()) else {
-        return format!("no probe guest ran: there is no KVM to run it on\n{EVERYWHERE}");
+    let host = match kvm.filter(|kvm| !kvm.probes.is_empty()) {
+        Some(kvm) => probed("this host's KVM", kvm),
+        None => "this host's KVM: no probe guest ran, there is no KVM to run it on\n".to_owned(),
     };
-    let mut text = String::new();
-    for probe in &kvm.probes {
-        text += &format!("{:<29}{}\n", probe.probe, probe.failure.as_deref().unwrap_or("ran"));
-    }
-    let (can, cannot) = kvm.chapters();
-    let list = |chapters: Vec<&str>| if chapters.is_empty() { "none".to_owned() } else { chapters.join(" ") };
-    text += &format!("\nthis host's KVM can run: {}\n", list(can));
-    if !cannot.is_empty() {
-        text += &format!("and cannot run: {}\n", list(cannot));
-    }
-    text + EVERYWHERE
+    host + "\n" + &probed("the software machine (--backend soft)", &KvmFacts::of_software())
 }
 
-/// The software machine needs nothing of the host.
-const EVERYWHERE: &str = "the software machine (--backend soft) can run them all\n";
+fn probed(machine: &str, facts: &KvmFacts) -> String {
+    let mut text = format!("{machine}:\n");
+    for probe in &facts.probes {
+        text += &format!("  {:<29}{}\n", probe.probe, probe.failure.as_deref().unwrap_or("ran"));
+    }
+    let (can, cannot) = facts.chapters();
+    let list = |chapters: Vec<&str>| if chapters.is_empty() { "none".to_owned() } else { chapters.join(" ") };
+    text += &format!("  can run: {}\n", list(can));
+    if !cannot.is_empty() {
+        text += &format!("  cannot run: {}\n", list(cannot));
+    }
+    text
+}
 
 fn json(host: &Host, checks: &[host::Check]) -> String {
     let (can, cannot) = host.kvm.as_ref().map_or((Vec::new(), Vec::new()), KvmFacts::chapters);
+    let software = KvmFacts::of_software();
+    let (soft_can, soft_cannot) = software.chapters();
     let report = serde_json::json!({
         "host": host, "checks": checks, "chapters": { "can": can, "cannot": cannot },
+        "software_machine": {
+            "kvm": software, "chapters": { "can": soft_can, "cannot": soft_cannot },
+        },
     });
     format!("{report:#}\n")
 }

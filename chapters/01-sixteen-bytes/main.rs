@@ -24,6 +24,7 @@ const CHAPTER: Chapter = Chapter {
     name: "ch01",
     title: "Sixteen bytes",
     needs: Probe::Real,
+    flags: &[],
     breaks: &[
         Break {
             name: "no-hlt",

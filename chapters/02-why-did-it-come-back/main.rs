@@ -24,6 +24,7 @@ const CHAPTER: Chapter = Chapter {
     name: "ch02",
     title: "Why did it come back?",
     needs: Probe::Real,
+    flags: &[],
     breaks: &[
         Break {
             name: "shutdown",

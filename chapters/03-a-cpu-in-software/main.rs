@@ -25,6 +25,7 @@ const CHAPTER: Chapter = Chapter {
     name: "ch03",
     title: "A CPU in software",
     needs: Probe::Real,
+    flags: &[],
     breaks: &[
         Break {
             name: "unknown",

@@ -26,6 +26,7 @@ const CHAPTER: Chapter = Chapter {
     name: "ch04",
     title: "A real-mode machine",
     needs: Probe::Real,
+    flags: &[],
     breaks: &[
         Break {
             name: "no-bios",

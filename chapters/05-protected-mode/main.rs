@@ -22,6 +22,7 @@ const CHAPTER: Chapter = Chapter {
     name: "ch05",
     title: "Protected mode",
     needs: Probe::Protected,
+    flags: &[],
     breaks: &[
         Break {
             name: "gdt-limit",

@@ -24,6 +24,7 @@ const CHAPTER: Chapter = Chapter {
     name: "ch08",
     title: "Long mode",
     needs: Probe::Long,
+    flags: &[],
     breaks: &[
         Break {
             name: "no-lme",

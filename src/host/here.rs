@@ -64,6 +64,12 @@ impl Host {
 }
 
 impl KvmFacts {
+    /// What the software machine says of itself: the same on every host.
+    #[must_use]
+    pub fn of_software() -> Self {
+        Self::of(&Kvm::soft())
+    }
+
     fn of(kvm: &Kvm) -> Self {
         let api_version = kvm.get_api_version();
         if api_version != crate::kvm::API_VERSION {

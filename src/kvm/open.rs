@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn a_busy_cpu_and_a_probe_that_died_are_told_apart() {
         static CHAPTER: crate::chapter::Chapter =
-            crate::chapter::Chapter { name: "ch99", title: "", needs: Probe::Long, breaks: &[] };
+            crate::chapter::Chapter { name: "ch99", title: "", needs: Probe::Long, flags: &[], breaks: &[] };
         let busy = anyhow::Error::from(super::super::Error::new(16)).context("KVM_CREATE_VM");
         let busy = ProbeFailure::Setup(busy);
         let busy = busy.report(&device(), &CHAPTER).to_string();

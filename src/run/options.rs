@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lexopt::prelude::*;
 
-use crate::chapter::Chapter;
+use crate::chapter::{Chapter, Flag};
 
 /// Which machine runs the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub struct Options {
     pub steps: bool,
     /// The broken variant to run, one of the chapter's.
     pub variant: Option<&'static str>,
+    /// The chapter's own flags, with their values, in the order in which they were given.
+    pub own: Vec<(&'static str, String)>,
     /// How long the guest may run.
     pub deadline: Duration,
     /// The listing, and no run.
@@ -67,6 +69,7 @@ impl Default for Options {
             traces: Vec::new(),
             steps: false,
             variant: None,
+            own: Vec::new(),
             deadline: Duration::from_secs(10),
             listing_only: false,
         }
@@ -105,10 +108,22 @@ impl Options {
                     let variant = chapter.breaks.iter().find(|variant| variant.name == name);
                     options.variant = Some(variant.ok_or_else(|| unknown_variant(chapter, &name))?.name);
                 }
+                Long(name) => match chapter.flags.iter().find(|flag| flag.name == name) {
+                    Some(flag) => {
+                        let value = value(&mut parser)?;
+                        options.own.push((flag.name, value));
+                    }
+                    None => return Err(argument.unexpected().to_string()),
+                },
                 other => return Err(other.unexpected().to_string()),
             }
         }
         Ok(Command::Run(options))
+    }
+
+    /// The values that one of the chapter's own flags was given, in their order.
+    pub fn values<'a>(&'a self, flag: &'a str) -> impl Iterator<Item = &'a str> {
+        self.own.iter().filter(move |(name, _)| *name == flag).map(|(_, value)| value.as_str())
     }
 
     /// Whether the chapter's words and the text trace belong on stdout: not
@@ -187,13 +202,25 @@ Options:
   --break NAME            run a broken variant of this chapter; list names them
   --deadline SECONDS      give up on the guest after this long [default: 10]
   --listing               print the guest's code and stop
-  -h, --help              print this
+{}  -h, --help              print this
 
 Exit codes: 0 the guest ended as it should; 1 a bug of VM Exit; 2 bad input, or this
 host cannot; 3 the guest failed; 4 the deadline passed; 130 Ctrl-C.
 ",
-        chapter.title
+        chapter.title,
+        chapter.flags.iter().map(own_flag).collect::<String>()
     )
+}
+
+/// A flag of the chapter's own, in the columns of the help.
+fn own_flag(flag: &Flag) -> String {
+    let mut text = String::new();
+    let mut left = format!("--{} {}", flag.name, flag.value);
+    for line in flag.what.lines() {
+        writeln!(text, "  {left:<22}  {line}").expect("a String takes everything");
+        left.clear();
+    }
+    text
 }
 
 #[cfg(test)]
@@ -206,6 +233,7 @@ mod tests {
         name: "ch99",
         title: "A test",
         needs: Probe::Real,
+        flags: &[Flag { name: "program", value: "NAME", what: "runs it\nagain" }],
         breaks: &[Break { name: "it", what: "breaks it", why: "it is broken" }],
     };
 
@@ -229,6 +257,20 @@ mod tests {
     }
 
     #[test]
+    fn a_flag_of_the_chapters_own_takes_a_value_each_time() {
+        let Ok(Command::Run(options)) = parse("--program hello --steps --program=count") else {
+            panic!("a run");
+        };
+        assert_eq!(options.values("program").collect::<Vec<_>>(), ["hello", "count"]);
+        assert_eq!(options.values("other").count(), 0);
+        let help = help(&CHAPTER);
+        assert!(
+            help.contains("\n  --program NAME          runs it\n                          again\n"),
+            "{help}"
+        );
+    }
+
+    #[test]
     fn what_cannot_be_understood_is_one_sentence() {
         for line in [
             "--wat",
@@ -244,6 +286,8 @@ mod tests {
             "--deadline NaN",
             "--deadline 1e9",
             "--steps=3",
+            "--program",
+            "--programs x",
         ] {
             let error = parse(line).expect_err(line);
             assert!(!error.is_empty() && !error.contains('\n'), "{line}: {error}");
