@@ -10,7 +10,9 @@
 //! ch05.key  what the image was made from; unchanged means nothing to do
 //! ```
 //!
-//! and for `chapters/10-system-calls/user/hello.s` the same, as `user-hello`.
+//! and for `chapters/10-system-calls/user/hello.s` the same, as `user-hello`. A program
+//! may be in Rust, too: a file `user/primes.rs`, with its modules in folders beside it.
+//! Chapter 11's guest is a package of its own, which cargo builds: `kernel.rs`.
 //!
 //! A guest that does not assemble stops its own binary and nothing else, so
 //! this script fails only where the file system does.
@@ -20,13 +22,15 @@ use std::fmt::Write;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 const BARE_METAL: &str = "x86_64-unknown-none";
 const LINUX: &str = "x86_64-unknown-linux-gnu";
 /// Where a guest is loaded, and where a program for ring 3.
 const GUEST_SCRIPT: &str = "chapters/guest.ld";
 const USER_SCRIPT: &str = "chapters/user.ld";
+/// The guest that is a package.
+const KERNEL: &str = "chapters/11-a-kernel/kernel";
 
 fn main() -> io::Result<()> {
     // The real device exists on x86-64 Linux alone; `cfg(host_kvm)` says so in one word.
@@ -41,6 +45,8 @@ fn main() -> io::Result<()> {
 
     let out = PathBuf::from(variable("OUT_DIR"));
     let compiler = Compiler::find();
+    let kernel = compiler.start_kernel(&out);
+    let mut programs = Vec::new();
     for entry in fs::read_dir("chapters")? {
         let folder = entry?.path();
         let source = folder.join("guest.s");
@@ -59,10 +65,31 @@ fn main() -> io::Result<()> {
             if source.extension().is_some_and(|extension| extension == "s") {
                 println!("cargo::rerun-if-changed={}", source.display());
                 build_image(&program_name(&source), &source, USER_SCRIPT, &out, &compiler)?;
+                programs.push(program_name(&source));
+            } else if source.extension().is_some_and(|extension| extension == "rs") {
+                build_program(&source, &out, &compiler)?;
+                programs.push(program_name(&source));
             }
         }
     }
-    Ok(())
+    programs.sort();
+    write_if_new(&out.join("programs.rs"), &programs_include(&programs))?;
+    write_if_new(&out.join("kernel.rs"), &kernel_include(kernel))
+}
+
+/// A table of all programs.
+fn programs_include(programs: &[String]) -> String {
+    let name = |program: &str| program.strip_prefix("user-").unwrap_or(program).to_owned();
+    let row = |program: &String| format!("({:?}, include!(\"{program}.rs\")),\n", name(program));
+    format!("&[\n{}]", programs.iter().map(row).collect::<String>())
+}
+
+/// Writes a file, but not again: cargo looks at its time.
+fn write_if_new(file: &Path, text: &str) -> io::Result<()> {
+    if fs::read(file).is_ok_and(|old| old == text.as_bytes()) {
+        return Ok(());
+    }
+    fs::write(file, text)
 }
 
 /// A variable that cargo sets for every build script.
@@ -111,6 +138,40 @@ fn program_name(source: &Path) -> String {
     format!("user-{}", source.file_stem().unwrap_or_default().to_string_lossy())
 }
 
+/// Makes `user-NAME.rs` from a program in Rust. What it includes is a file of its own, so it is
+/// built anew whenever this script runs: a tenth of a second.
+fn build_program(source: &Path, out: &Path, compiler: &Compiler) -> io::Result<()> {
+    let name = program_name(source);
+    let result = compiler.compile_program(source, &out.join(format!("{name}.elf")))?;
+    let include = match result {
+        Ok(()) => format!("include_bytes!(\"{name}.elf\").as_slice()"),
+        Err(message) => format!("compile_error!({message:?})"),
+    };
+    write_if_new(&out.join(format!("{name}.rs")), &include)
+}
+
+/// What the chapter's binary includes for its kernel: the image, or why there is none.
+fn kernel_include(kernel: Result<(Child, PathBuf), String>) -> String {
+    let built = kernel.and_then(|(cargo, image)| {
+        let done = cargo.wait_with_output().map_err(|error| format!("{KERNEL}: {error}"))?;
+        if done.status.success() {
+            return Ok(image);
+        }
+        Err(cargo_errors(&String::from_utf8_lossy(&done.stderr)))
+    });
+    match built {
+        Ok(image) => format!("include_bytes!({image:?}).as_slice()"),
+        Err(message) => format!("compile_error!({message:?})"),
+    }
+}
+
+/// What cargo says with `--message-format short`, each error with its file's path from here.
+fn cargo_errors(stderr: &str) -> String {
+    let is_error = |line: &&str| line.contains(": error");
+    let errors: Vec<String> = stderr.lines().filter(is_error).map(|line| format!("{KERNEL}/{line}")).collect();
+    if errors.is_empty() { format!("{KERNEL}: cargo could not build the kernel:\n{stderr}") } else { errors.join("\n") }
+}
+
 /// rustc, and the target through which it can make a bare-metal image here.
 struct Compiler {
     rustc: String,
@@ -132,6 +193,68 @@ impl Compiler {
         Self { rustc, target, key }
     }
 
+    /// What to say where no guest can be built.
+    fn no_target(&self, shown: &str) -> String {
+        format!(
+            "{shown}: guests are built for {BARE_METAL}, which this Rust toolchain lacks; add it with: rustup target add {BARE_METAL}"
+        )
+    }
+
+    /// Starts cargo on the kernel, and says where the image will be. It has its own target folder,
+    /// one for all profiles and targets of the workbook: the kernel is the same for all of them.
+    fn start_kernel(&self, out: &Path) -> Result<(Child, PathBuf), String> {
+        for file in ["src", "Cargo.toml", "Cargo.lock", "kernel.ld", ".cargo/config.toml"] {
+            println!("cargo::rerun-if-changed={KERNEL}/{file}");
+        }
+        println!("cargo::rerun-if-changed=src/boot/info.rs");
+        println!("cargo::rerun-if-changed=src/abi.rs");
+        let target = self.target.ok_or_else(|| self.no_target(KERNEL))?;
+        // Cargo marks the folder that holds everything that it builds.
+        let marked = out.ancestors().find(|folder| folder.join("CACHEDIR.TAG").is_file());
+        let folder = marked.unwrap_or(out).join("kernel");
+        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.current_dir(KERNEL).args(["build", "--quiet", "--locked", "--message-format", "short"]);
+        cargo.args(["--target", target]).arg("--target-dir").arg(&folder);
+        // How the workbook itself is built is no matter of the kernel's.
+        for name in [
+            "RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_RUSTFLAGS", "RUSTC_WORKSPACE_WRAPPER",
+            "CARGO_BUILD_TARGET", "CARGO_TARGET_DIR", "CARGO_BUILD_TARGET_DIR", "CARGO_INCREMENTAL",
+        ] {
+            cargo.env_remove(name);
+        }
+        let child = cargo.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        let child = child.map_err(|error| format!("{KERNEL}: cargo cannot be run: {error}"))?;
+        Ok((child, folder.join(target).join("debug/kernel")))
+    }
+
+    /// Compiles and links a program in Rust; the inner error is what the reader sees.
+    fn compile_program(&self, source: &Path, image: &Path) -> io::Result<Result<(), String>> {
+        println!("cargo::rerun-if-changed={}", source.display());
+        let Some(target) = self.target else {
+            return Ok(Err(self.no_target(&source.display().to_string())));
+        };
+        let mut rustc = self.linking(target, USER_SCRIPT)?;
+        rustc.args(["--crate-name", "program", "-C", "opt-level=s", "--error-format", "short"]);
+        let done = rustc.arg("-o").arg(image).arg(source).output()?;
+        if done.status.success() {
+            return Ok(Ok(()));
+        }
+        Ok(Err(String::from_utf8_lossy(&done.stderr).trim_end().to_owned()))
+    }
+
+    /// rustc, about to link a program for no operating system with this script.
+    fn linking(&self, target: &str, script: &str) -> io::Result<Command> {
+        let mut rustc = Command::new(&self.rustc);
+        rustc.args(["--crate-type", "bin", "--edition", "2024", "--target", target]);
+        rustc.args(["-C", "panic=abort", "-C", "relocation-model=static", "-C", "debuginfo=0"]);
+        if target == LINUX {
+            rustc.args(["-C", "linker=rust-lld", "-C", "linker-flavor=ld.lld", "-C", "link-arg=-nostdlib"]);
+        }
+        let script = fs::canonicalize(script)?;
+        rustc.arg("-C").arg(format!("link-arg=-T{}", script.display()));
+        Ok(rustc)
+    }
+
     /// Assembles and links `text`; the inner error is what the reader sees.
     fn assemble(
         &self,
@@ -142,23 +265,15 @@ impl Compiler {
         shown: &str,
     ) -> io::Result<Result<(), String>> {
         let Some(target) = self.target else {
-            return Ok(Err(format!(
-                "{shown}: guests are built for {BARE_METAL}, which this Rust toolchain lacks; add it with: rustup target add {BARE_METAL}"
-            )));
+            return Ok(Err(self.no_target(shown)));
         };
         let assembly = out.join(format!("{name}.s"));
         let wrapper = out.join(format!("{name}-wrapper.rs"));
         fs::write(&assembly, mark_code_size(text))?;
         fs::write(&wrapper, wrapper_source(&assembly))?;
 
-        let mut rustc = Command::new(&self.rustc);
-        rustc.args(["--crate-name", "guest", "--crate-type", "bin", "--edition", "2024", "--target", target]);
-        rustc.args(["-C", "panic=abort", "-C", "relocation-model=static", "-C", "debuginfo=0"]);
-        if target == LINUX {
-            rustc.args(["-C", "linker=rust-lld", "-C", "linker-flavor=ld.lld", "-C", "link-arg=-nostdlib"]);
-        }
-        let script = fs::canonicalize(script)?;
-        rustc.arg("-C").arg(format!("link-arg=-T{}", script.display()));
+        let mut rustc = self.linking(target, script)?;
+        rustc.args(["--crate-name", "guest"]);
         let done = rustc.arg("-o").arg(out.join(format!("{name}.elf"))).arg(&wrapper).output()?;
         if done.status.success() {
             return Ok(Ok(()));

@@ -4,6 +4,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use crate::boot::BadFile;
 use crate::exit::{Exit, Unexpected};
 use crate::explain;
 use crate::guest::{ImageError, MemoryError};
@@ -142,6 +143,7 @@ fn status_of(error: &anyhow::Error) -> Status {
     let root = error.root_cause();
     let bad_input = error.is::<OpenError>()
         || error.is::<ImageError>()
+        || error.is::<BadFile>()
         || root.is::<MemoryError>()
         || root.is::<kvm::Error>()
         || root.is::<io::Error>();

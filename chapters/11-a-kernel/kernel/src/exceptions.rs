@@ -7,7 +7,7 @@ use core::fmt;
 use crate::cpu;
 use crate::global::Global;
 use crate::segments::{DOUBLE_FAULT_STACK, KERNEL_CODE, TablePointer};
-use crate::user;
+use crate::user::{self, Reason};
 
 global_asm!(include_str!("exceptions.s"));
 
@@ -103,7 +103,7 @@ extern "C" fn exception(frame: &mut Frame) {
         address: if frame.vector == PAGE_FAULT { cpu::read_cr2() } else { 0 },
     };
     if frame.cs & 3 == 3 {
-        user::kill(fault);
+        user::kill(Reason::Fault(fault));
     }
     let recovery = core::mem::take(&mut *RECOVERY.get());
     if recovery == 0 {

@@ -19,6 +19,9 @@ extern crate alloc;
 #[allow(dead_code)] // the hypervisor needs the rest
 #[path = "../../../../src/boot/info.rs"]
 mod info; // What the hypervisor says, in a file that it shares.
+#[allow(dead_code)] // the programs need the rest
+#[path = "../../../../src/abi.rs"]
+mod abi; // What programs may ask for, in a file that they share.
 mod cpu; // Instructions that Rust has no word for.
 mod global; // One value for one CPU.
 mod print; // The serial port.

@@ -1,10 +1,22 @@
-//! Memory functions that the compiler calls. The target x86_64-unknown-none brings
+//! Functions that the compiler calls, mostly to copy memory. The target x86_64-unknown-none brings
 //! them along; the Linux target, which builds the kernel where the other is not
 //! installed, leaves them to a libc.
 
 #[cfg(target_os = "linux")]
 mod memory {
     use core::arch::asm;
+
+    /// What unwinding would call: a panic here never unwinds.
+    #[unsafe(no_mangle)]
+    extern "C" fn _Unwind_Resume() -> ! {
+        crate::cpu::halt()
+    }
+
+    /// The same.
+    #[unsafe(no_mangle)]
+    extern "C" fn rust_eh_personality() -> ! {
+        crate::cpu::halt()
+    }
 
     #[unsafe(no_mangle)]
     unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, length: usize) -> *mut u8 {

@@ -1,27 +1,15 @@
-//! System calls: chapter 10's. The number in RAX, arguments in RDI, RSI, RDX, the
-//! result in RAX, negative for an error; RCX and R11 are lost.
+//! System calls: those of chapter 10, by the ABI that its kernel serves, too.
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use crate::abi;
 use crate::cpu::{self, efer};
 use crate::frames::PAGE;
 use crate::paging::{Tables, entry};
 use crate::print::Serial;
 use crate::segments::{KERNEL_CODE, USER_BASE};
-use crate::user;
-
-/// Writes RDX bytes at RSI to the file RDI: 1 is the serial port.
-const WRITE: u64 = 1;
-/// Ends the program with code RDI.
-const EXIT: u64 = 60;
-/// How many system calls were served before this one.
-const CALLS: u64 = 0x400;
-
-/// Linux's numbers, negative.
-const EBADF: i64 = -9;
-const EFAULT: i64 = -14;
-const ENOSYS: i64 = -38;
+use crate::user::{self, Reason};
 
 /// Intel SDM Vol. 4, "Architectural MSRs".
 const STAR: u32 = 0xc000_0081;
@@ -55,22 +43,22 @@ pub fn init() {
 /// Called from `user.s`.
 #[unsafe(no_mangle)]
 extern "C" fn system_call(number: u64, first: u64, second: u64, third: u64) -> i64 {
-    let served = CALLS_SERVED.fetch_add(1, Ordering::Relaxed);
+    let served = CALLS_SERVED.fetch_add(1, Ordering::Relaxed) + 1;
     match number {
-        WRITE => write(first, second, third),
-        EXIT => user::exit(first),
-        CALLS => served as i64,
-        _ => ENOSYS,
+        abi::WRITE => write(first, second, third),
+        abi::EXIT => user::exit(first),
+        abi::CALLS => served as i64,
+        _ => -abi::ENOSYS,
     }
 }
 // ANCHOR_END: dispatch
 
 fn write(file: u64, address: u64, length: u64) -> i64 {
-    if file != 1 {
-        return EBADF;
+    if file != abi::CONSOLE {
+        return -abi::EBADF;
     }
     let Some(range) = readable(address, length) else {
-        return EFAULT;
+        user::kill(Reason::BadPointer { address, length });
     };
     // SAFETY: ring 3 can read the range, and nothing else runs that could unmap it.
     let bytes = unsafe { core::slice::from_raw_parts(range.start as *const u8, length as usize) };

@@ -8,11 +8,15 @@ use crate::exceptions::Fault;
 use crate::exit;
 use crate::global::Global;
 use crate::paging::Tables;
-use crate::print::println;
 use crate::program::{self, BadProgram, STACK_END};
 use crate::segments::{USER_CODE, USER_DATA};
 
-global_asm!(include_str!("user.s"), user_data = const USER_DATA, user_code = const USER_CODE);
+global_asm!(
+    include_str!("user.s"),
+    user_data = const USER_DATA,
+    user_code = const USER_CODE,
+    sse = const cfg!(target_feature = "sse") as u32,
+);
 
 unsafe extern "C" {
     fn enter_user(entry: u64, stack_end: u64) -> u64;
@@ -22,7 +26,15 @@ unsafe extern "C" {
 /// Why there is no exit code of the program's.
 pub enum Ended {
     NotStarted(BadProgram),
-    Killed(Fault),
+    Killed(Reason),
+}
+
+/// What a program is killed for.
+pub enum Reason {
+    /// An exception.
+    Fault(Fault),
+    /// A system call with memory that the program may not read itself.
+    BadPointer { address: u64, length: u64 },
 }
 
 impl Ended {
@@ -39,14 +51,20 @@ impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotStarted(why) => write!(f, "the program cannot be run: {why}"),
-            Self::Killed(fault) => write!(f, "the program was killed: {fault}"),
+            Self::Killed(Reason::Fault(fault)) => {
+                write!(f, "the program was killed at {:#x}: {fault}", fault.rip)
+            }
+            Self::Killed(Reason::BadPointer { address, length }) => {
+                write!(f, "the program was killed: it passed {length} bytes at {address:#x}, which are not its own")
+            }
         }
     }
 }
 
-/// Set where a fault ended the program.
-static FAULT: Global<Option<Fault>> = Global::new(None);
+/// Set where the kernel ended the program.
+static KILLED: Global<Option<Reason>> = Global::new(None);
 
+// ANCHOR: run
 /// Runs the program in this ELF file; its exit code.
 pub fn run(file: &[u8]) -> Result<u8, Ended> {
     let program = program::load(file).map_err(Ended::NotStarted)?;
@@ -58,11 +76,12 @@ pub fn run(file: &[u8]) -> Result<u8, Ended> {
         cpu::write_cr3(Tables::kernel().pml4);
         code
     };
-    match FAULT.get().take() {
-        Some(fault) => Err(Ended::Killed(fault)),
+    match KILLED.get().take() {
+        Some(reason) => Err(Ended::Killed(reason)),
         None => Ok(code as u8),
     }
 }
+// ANCHOR_END: run
 
 /// The program asked to end.
 pub fn exit(code: u64) -> ! {
@@ -70,10 +89,9 @@ pub fn exit(code: u64) -> ! {
     unsafe { leave_user(code) }
 }
 
-/// The program did what ring 3 may not do.
-pub fn kill(fault: Fault) -> ! {
-    println!("kernel: {fault}, at {:#x} in ring 3", fault.rip);
-    *FAULT.get() = Some(fault);
-    // SAFETY: the fault came from ring 3, so `enter_user` waits to return.
+/// The program did what it may not do.
+pub fn kill(reason: Reason) -> ! {
+    *KILLED.get() = Some(reason);
+    // SAFETY: the reason came from a program that runs, so `enter_user` waits to return.
     unsafe { leave_user(0) }
 }

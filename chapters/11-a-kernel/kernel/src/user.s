@@ -76,13 +76,19 @@ syscall_entry:
         push    r8
         push    r9
         push    r10
-        push    rbp                 # the chain of frames ends here
-        xor     ebp, ebp
+        push    rbp
+        .if     {sse}
+        fxsave  [sse_state]         # compiled for a target whose code uses SSE
+        .endif
+        xor     ebp, ebp            # the chain of frames ends here
         mov     rcx, rdx            # number and arguments, as C passes them
         mov     rdx, rsi
         mov     rsi, rdi
         mov     rdi, rax
         call    system_call
+        .if     {sse}
+        fxrstor [sse_state]
+        .endif
         pop     rbp
         pop     r10
         pop     r9
@@ -100,3 +106,8 @@ syscall_entry:
 per_cpu:                            # GS's base in the kernel
         .skip   8                   # the kernel's stack
         .skip   8                   # the program's RSP, for a moment
+        .if     {sse}
+        .balign 16
+sse_state:
+        .skip   512
+        .endif
