@@ -29,6 +29,8 @@ pub enum Exit {
     Debug,
     /// A signal ended KVM_RUN.
     Intr,
+    /// The guest can take an interrupt now: kvm_run's `request_interrupt_window` had asked.
+    IrqWindowOpen,
     /// Any other exit, as kvm-ioctls prints it.
     Other(String),
 }
@@ -62,6 +64,8 @@ impl Exit {
                 names(("KVM_EXIT_HLT", 5), Some(("HLT", 12)), Some(("VMEXIT_HLT", 0x78))),
             Self::MmioRead { .. } | Self::MmioWrite { .. } =>
                 names(("KVM_EXIT_MMIO", 6), Some(("EPT violation", 48)), Some(("VMEXIT_NPF", 0x400))),
+            Self::IrqWindowOpen =>
+                names(("KVM_EXIT_IRQ_WINDOW_OPEN", 7), Some(("Interrupt window", 7)), Some(("VMEXIT_VINTR", 0x64))),
             Self::Shutdown =>
                 names(("KVM_EXIT_SHUTDOWN", 8), Some(("Triple fault", 2)), Some(("VMEXIT_SHUTDOWN", 0x7f))),
             Self::FailEntry { .. } =>
@@ -91,6 +95,7 @@ impl Exit {
             VcpuExit::InternalError => Self::InternalError { suberror: details.suberror },
             VcpuExit::Debug(_) => Self::Debug,
             VcpuExit::Intr => Self::Intr,
+            VcpuExit::IrqWindowOpen => Self::IrqWindowOpen,
             #[cfg(host_kvm)]
             other => Self::Other(format!("{other:?}")),
         }
@@ -132,7 +137,9 @@ impl fmt::Display for Exit {
             }
             Self::FailEntry { reason, .. } => write!(f, "reason {reason:#x}"),
             Self::InternalError { suberror: number } => write!(f, "suberror {number}"),
-            Self::Hlt | Self::Shutdown | Self::Debug | Self::Intr | Self::Other(_) => Ok(()),
+            Self::Hlt | Self::Shutdown | Self::Debug | Self::Intr | Self::IrqWindowOpen | Self::Other(_) => {
+                Ok(())
+            }
         }
     }
 }
@@ -220,6 +227,7 @@ mod tests {
         assert_eq!(number(mmio), kvm_bindings::KVM_EXIT_MMIO);
         assert_eq!(number(Exit::Shutdown), kvm_bindings::KVM_EXIT_SHUTDOWN);
         assert_eq!(number(Exit::FailEntry { reason: 0, cpu: 0 }), kvm_bindings::KVM_EXIT_FAIL_ENTRY);
+        assert_eq!(number(Exit::IrqWindowOpen), kvm_bindings::KVM_EXIT_IRQ_WINDOW_OPEN);
         assert_eq!(number(Exit::Intr), kvm_bindings::KVM_EXIT_INTR);
         assert_eq!(number(Exit::InternalError { suberror: 1 }), kvm_bindings::KVM_EXIT_INTERNAL_ERROR);
     }

@@ -1,6 +1,7 @@
 //! A run of a chapter: what was asked for, until when, what has happened, and
 //! where it is written. Chapter 02.
 
+mod handlers;
 pub(crate) mod interrupt;
 pub mod options;
 mod watch;

@@ -3,7 +3,10 @@
 
 use vmexit::exit::{Exit, Unexpected};
 use vmexit::guest::Memory;
-use vmexit::kvm::{CpuId, Kvm, Probe, VcpuExit, kvm_regs, kvm_userspace_memory_region};
+use vmexit::kvm::{
+    CpuId, Kvm, Msrs, Probe, VcpuExit, VcpuFd, VmFd, kvm_msr_entry, kvm_regs, kvm_userspace_memory_region,
+    kvm_vcpu_events,
+};
 use vmexit::mode::{efer, enter_long, enter_protected, enter_real};
 use vmexit::segment::Descriptor;
 
@@ -14,6 +17,30 @@ const EINVAL: i32 = 22;
 fn backends() -> Vec<(&'static str, Kvm)> {
     let host = Kvm::new().ok().map(|kvm| ("kvm", kvm));
     std::iter::once(("soft", Kvm::soft())).chain(host).collect()
+}
+
+/// A CPU in real mode, in two pages of memory with `code` at 0x1000. Fields drop in this order.
+struct Guest {
+    vcpu: VcpuFd,
+    _vm: VmFd,
+    memory: Memory,
+}
+
+impl Guest {
+    fn real(kvm: &Kvm, code: &[u8]) -> Self {
+        let memory = Memory::new(0x2000).expect("two pages");
+        memory.write(0x1000, code).expect("inside");
+        let vm = kvm.create_vm().expect("a VM");
+        // SAFETY: `Guest` drops `memory` after the VM and its vCPU.
+        unsafe { vm.set_user_memory_region(region(&memory, 0, 0)) }.expect("a good slot");
+        let vcpu = vm.create_vcpu(0).expect("a CPU");
+        let mut sregs = vcpu.get_sregs().expect("registers");
+        enter_real(&mut sregs);
+        vcpu.set_sregs(&sregs).expect("real mode");
+        let regs = kvm_regs { rip: 0x1000, rsp: 0x1000, rflags: 2, ..kvm_regs::default() };
+        vcpu.set_regs(&regs).expect("registers");
+        Self { vcpu, _vm: vm, memory }
+    }
 }
 
 fn region(memory: &Memory, slot: u32, guest_phys_addr: u64) -> kvm_userspace_memory_region {
@@ -100,6 +127,88 @@ fn without_cpuid_the_guest_s_cpuid_answers_zeros_and_after_a_run_it_is_too_late_
             let late = kvm.get_supported_cpuid(256).expect("CPUID");
             assert_eq!(vcpu.set_cpuid2(&late).map_err(|error| error.errno()), Err(EINVAL), "{name}");
         }
+    }
+}
+
+#[test]
+fn model_specific_registers_keep_their_values_and_an_unknown_one_ends_the_list() {
+    const STAR: u32 = 0xc000_0081;
+    const LSTAR: u32 = 0xc000_0082;
+    const FMASK: u32 = 0xc000_0084;
+    const KERNEL_GS_BASE: u32 = 0xc000_0102;
+    const NONE: u32 = 0x1234_5678;
+    for (name, kvm) in backends() {
+        let vm = kvm.create_vm().expect("a VM");
+        let vcpu = vm.create_vcpu(0).expect("a CPU");
+        vcpu.set_cpuid2(&kvm.get_supported_cpuid(256).expect("CPUID")).expect("its own CPUID");
+        let entry = |index, data| kvm_msr_entry { index, data, ..kvm_msr_entry::default() };
+        let values = [
+            entry(STAR, 0x001b_0008 << 32),
+            entry(LSTAR, 0xffff_8000_0000_1000),
+            entry(FMASK, 0x200),
+            entry(KERNEL_GS_BASE, 0x5000),
+        ];
+        let four = Msrs::from_entries(&values).expect("four");
+        assert_eq!(vcpu.set_msrs(&four).map_err(|error| error.errno()), Ok(4), "{name}");
+        let asked = values.map(|value| entry(value.index, 0));
+        let mut read = Msrs::from_entries(&asked).expect("four");
+        assert_eq!(vcpu.get_msrs(&mut read).map_err(|error| error.errno()), Ok(4), "{name}");
+        assert_eq!(read.as_slice(), values, "{name}");
+
+        let mut odd = Msrs::from_entries(&[entry(STAR, 0), entry(NONE, 0), entry(LSTAR, 0)]).expect("three");
+        assert_eq!(vcpu.get_msrs(&mut odd).map_err(|error| error.errno()), Ok(1), "{name}");
+        let crooked = Msrs::from_entries(&[entry(STAR, 0), entry(LSTAR, 1 << 62)]).expect("two");
+        assert_eq!(vcpu.set_msrs(&crooked).map_err(|error| error.errno()), Ok(1), "{name}: not canonical");
+    }
+}
+
+#[test]
+fn an_interrupt_is_injected_when_the_window_opens() {
+    const VECTOR: u8 = 0x20;
+    // sti; mov al, 1; jmp to itself, and at 0x1010 the handler: mov bl, 2; hlt
+    let mut code = [0x90; 0x20];
+    code[..5].copy_from_slice(&[0xfb, 0xb0, 1, 0xeb, 0xfe]);
+    code[0x10..0x13].copy_from_slice(&[0xb3, 2, 0xf4]);
+    for (name, kvm) in backends() {
+        let mut guest = Guest::real(&kvm, &code);
+        guest.memory.write(u64::from(VECTOR) * 4, &[0x10, 0x10, 0, 0]).expect("inside");
+        guest.vcpu.get_kvm_run().request_interrupt_window = 1;
+        let exit = guest.vcpu.run().expect("an exit");
+        assert!(matches!(exit, VcpuExit::IrqWindowOpen), "{name}: {exit:?}");
+        let run = guest.vcpu.get_kvm_run();
+        assert_eq!((run.ready_for_interrupt_injection, run.if_flag, run.exit_reason), (1, 1, 7), "{name}");
+        run.request_interrupt_window = 0;
+        let rip = guest.vcpu.get_regs().expect("registers").rip;
+        assert_eq!(rip, 0x1003, "{name}: behind the instruction after sti");
+
+        let mut events = kvm_vcpu_events::default();
+        (events.interrupt.injected, events.interrupt.nr) = (1, VECTOR);
+        guest.vcpu.set_vcpu_events(&events).expect("an interrupt");
+        let events = guest.vcpu.get_vcpu_events().expect("events");
+        assert_eq!((events.interrupt.injected, events.interrupt.nr), (1, VECTOR), "{name}");
+        let bitmap = guest.vcpu.get_sregs().expect("registers").interrupt_bitmap;
+        assert_eq!(bitmap, [1 << VECTOR, 0, 0, 0], "{name}: SREGS show it too");
+        let exit = guest.vcpu.run().expect("an exit");
+        assert!(matches!(exit, VcpuExit::Hlt), "{name}: {exit:?}");
+        let regs = guest.vcpu.get_regs().expect("registers");
+        assert_eq!((regs.rax, regs.rbx, regs.rsp), (1, 2, 0x1000 - 6), "{name}: in the handler");
+        let events = guest.vcpu.get_vcpu_events().expect("events");
+        assert_eq!((events.interrupt.injected, events.exception.injected), (0, 0), "{name}: delivered");
+    }
+}
+
+#[test]
+fn an_exception_that_is_none_and_a_flag_that_nobody_knows_are_einval() {
+    for (name, kvm) in backends() {
+        let vm = kvm.create_vm().expect("a VM");
+        let vcpu = vm.create_vcpu(0).expect("a CPU");
+        let mut events = kvm_vcpu_events::default();
+        (events.exception.injected, events.exception.nr) = (1, 32);
+        assert_eq!(vcpu.set_vcpu_events(&events).map_err(|error| error.errno()), Err(EINVAL), "{name}");
+        events.exception.nr = 2;
+        assert_eq!(vcpu.set_vcpu_events(&events).map_err(|error| error.errno()), Err(EINVAL), "{name}: NMI");
+        let events = kvm_vcpu_events { flags: 1 << 30, ..kvm_vcpu_events::default() };
+        assert_eq!(vcpu.set_vcpu_events(&events).map_err(|error| error.errno()), Err(EINVAL), "{name}");
     }
 }
 

@@ -119,6 +119,8 @@ pub struct Cpu {
     pub leave_block: bool,
     /// No interrupt or trap before the next instruction: STI, and MOV and POP to SS.
     pub shadow: Shadow,
+    /// In the handler of a non-maskable interrupt: the next one waits for IRET.
+    pub nmi_masked: bool,
     /// The exit that [`Stop::Exit`] speaks of.
     pub exit: Exit,
     /// The data of an exit, at an address of its own: whoever was shown it may keep looking.
@@ -220,6 +222,7 @@ impl Cpu {
             mmio: Mmio::default(),
             leave_block: false,
             shadow: Shadow::None,
+            nmi_masked: false,
             exit: Exit::Budget,
             data: vec![0; DATA],
             pending: Pending::Nothing,

@@ -41,6 +41,13 @@ pub enum Exit {
     Hlt,
     /// A triple fault.
     Shutdown,
+    /// The CPU does not enter this state.
+    FailEntry {
+        /// Intel's exit reason, with its highest bit set.
+        reason: u64,
+    },
+    /// The guest can take an interrupt now, which the hypervisor wanted to know.
+    IrqWindowOpen,
     /// The machine cannot go on; 1 is an instruction that it does not have, or cannot fetch.
     InternalError {
         /// KVM's number: `include/uapi/linux/kvm.h`.

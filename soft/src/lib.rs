@@ -40,11 +40,13 @@ mod instructions; // What each instruction does.
 mod descriptor; // Segment registers in protected mode.
 mod transfer; // Going to another code segment.
 mod interrupt; // Going to a handler.
+mod events; // What waits to be delivered.
 mod cpuid; // What the CPU says of itself.
 mod msr; // Model-specific registers.
 
 pub use cpuid::{CpuidEntry, supported as supported_cpuid};
 pub use errno::Errno;
+pub use events::{Events, Exception, Interrupt};
 pub use exit::Exit;
 pub use machine::Machine;
 pub use registers::{Regs, Segment, Sregs, Table};

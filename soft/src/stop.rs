@@ -5,6 +5,7 @@
 pub mod vector {
     pub const DIVIDE_ERROR: u8          = 0;  // #DE
     pub const DEBUG: u8                 = 1;  // #DB
+    pub const NMI: u8                   = 2;
     pub const BREAKPOINT: u8            = 3;  // #BP
     pub const OVERFLOW: u8              = 4;  // #OF
     pub const BOUND: u8                 = 5;  // #BR

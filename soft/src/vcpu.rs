@@ -1,13 +1,15 @@
 //! A virtual CPU: KVM's ioctls as methods. KVM_RUN's loop is in [`run`].
 
+mod inject;
 mod run;
 
 use std::sync::{Arc, Mutex};
 
 use crate::cache::Cache;
-use crate::cpu::{Cpu, Shadow};
+use crate::cpu::Cpu;
 use crate::cpuid::CpuidEntry;
 use crate::errno::Errno;
+use crate::events::{Events, Interrupt};
 use crate::exit::Exit;
 use crate::registers::{Regs, Sregs, cr0, cr4, rflags};
 use crate::slots::Slots;
@@ -21,7 +23,9 @@ pub struct Vcpu {
     /// Linear addresses of instructions that the hypervisor waits for; `None` when for none.
     breakpoints: Option<[Option<u64>; 4]>,
     has_run: bool,
-    interrupt: Option<u8>,
+    /// What the next entry delivers; the shadow and the NMI's mask are the CPU's.
+    events: Events,
+    window_wanted: bool,
 }
 
 /// Where a linear address is: `struct kvm_translation`.
@@ -46,7 +50,8 @@ impl Vcpu {
             single_step: false,
             breakpoints: None,
             has_run: false,
-            interrupt: None,
+            events: Events::default(),
+            window_wanted: false,
         };
         vcpu.take_slots();
         vcpu
@@ -96,7 +101,7 @@ impl Vcpu {
         // SS's privilege level is the ring; KVM shows it so on both vendors' CPUs.
         ss.dpl = cpu.cpl;
         let mut interrupt_bitmap = [0; 4];
-        if let Some(vector) = self.interrupt {
+        if let Some(Interrupt { vector, soft: false }) = self.events.interrupt {
             interrupt_bitmap[usize::from(vector / 64)] |= 1 << (vector % 64);
         }
         Sregs {
@@ -139,7 +144,9 @@ impl Vcpu {
         let pending = words
             .filter(|(_, word)| **word != 0)
             .map(|(number, word)| number as u32 * 64 + word.trailing_zeros());
-        self.interrupt = pending.max().map(|vector| vector as u8);
+        if let Some(vector) = pending.max() {
+            self.events.interrupt = Some(Interrupt { vector: vector as u8, soft: false });
+        }
         let cpu = &mut self.cpu;
         if cpu.cr0 & cr0::PG != 0 && cpu.cr4_has(cr4::PAE) && !cpu.long_mode() {
             // KVM does not refuse pointers that a MOV to CR3 would: the accesses fault.
@@ -178,22 +185,52 @@ impl Vcpu {
         self.breakpoints = (breakpoints != [None; 4]).then_some(breakpoints);
     }
 
-    /// `KVM_INTERRUPT`: the guest takes this interrupt as soon as it can.
+    /// A model-specific register: `KVM_GET_MSRS` for one; `None` where there is no such register.
+    #[must_use]
+    pub fn msr(&self, index: u32) -> Option<u64> {
+        self.cpu.read_msr(index).ok()
+    }
+
+    /// `KVM_SET_MSRS` for one: whether there is such a register, and it can hold the value.
+    pub fn set_msr(&mut self, index: u32, value: u64) -> bool {
+        self.cpu.write_msr(index, value).is_ok()
+    }
+
+    /// `KVM_GET_VCPU_EVENTS`.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        Events { shadow: self.cpu.shadow_bits(), nmi_masked: self.cpu.nmi_masked, ..self.events }
+    }
+
+    /// `KVM_SET_VCPU_EVENTS`: what the next entry delivers, ready or not.
     ///
     /// # Errors
-    /// `EEXIST` when one is waiting already.
-    pub fn interrupt(&mut self, vector: u8) -> Result<(), Errno> {
-        if self.interrupt.is_some() {
-            return Err(Errno::EEXIST);
-        }
-        self.interrupt = Some(vector);
+    /// `EINVAL` for an exception that is none.
+    pub fn set_events(&mut self, events: &Events) -> Result<(), Errno> {
+        events.check()?;
+        self.events = *events;
+        self.cpu.set_shadow_bits(events.shadow);
+        self.cpu.nmi_masked = events.nmi_masked;
         Ok(())
     }
 
-    /// Whether the guest could take an interrupt now: `ready_for_interrupt_injection`.
+    /// `KVM_NMI`: a non-maskable interrupt, as soon as the guest can take it. One may be served and one
+    /// wait; more are lost.
+    pub fn nmi(&mut self) {
+        let limit = if self.cpu.nmi_masked || self.events.nmi_injected { 1 } else { 2 };
+        self.events.nmi_pending = (self.events.nmi_pending + 1).min(limit);
+    }
+
+    /// `request_interrupt_window`: whether to leave with [`Exit::IrqWindowOpen`] as soon as the guest
+    /// could take an interrupt.
+    pub fn want_interrupt_window(&mut self, wanted: bool) {
+        self.window_wanted = wanted;
+    }
+
+    /// `if_flag`: RFLAGS.IF.
     #[must_use]
-    pub fn takes_interrupts(&self) -> bool {
-        self.cpu.flag(rflags::IF) && self.cpu.shadow == Shadow::None && self.interrupt.is_none()
+    pub fn if_flag(&self) -> bool {
+        self.cpu.flag(crate::registers::rflags::IF)
     }
 
     /// `KVM_TRANSLATE`: by the page tables, as ring 0 reads, and without a trace.

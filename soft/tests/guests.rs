@@ -5,7 +5,7 @@
 
 use std::alloc::{Layout, alloc_zeroed};
 
-use vmexit_soft::{Exit, Machine, Regs, Segment, Slot, Sregs, Vcpu};
+use vmexit_soft::{Events, Exception, Exit, Interrupt, Machine, Regs, Segment, Slot, Sregs, Vcpu};
 
 const START: u64 = 0x1000;
 const MEMORY: usize = 0x40_0000;
@@ -465,8 +465,89 @@ fn an_interrupt_waits_for_the_instruction_after_sti() {
         "mov bx, 2"
     );
     let mut guest = Guest::real(code);
-    guest.vcpu.interrupt(8).expect("none waits");
+    let interrupt = Events { interrupt: Some(Interrupt { vector: 8, soft: false }), ..Events::default() };
+    guest.vcpu.set_events(&interrupt).expect("an interrupt");
+    assert_eq!(guest.run(), Exit::FailEntry { reason: 0x8000_0021 }, "as VMX: the guest cannot take it");
+    guest.vcpu.set_events(&Events::default()).expect("none");
+    guest.vcpu.want_interrupt_window(true);
+    assert_eq!(guest.run(), Exit::IrqWindowOpen);
+    assert!(guest.vcpu.ready_for_interrupt_injection());
+    assert_eq!(guest.vcpu.regs().rbx & 0xffff, 1);
+    guest.vcpu.want_interrupt_window(false);
+    guest.vcpu.set_events(&interrupt).expect("an interrupt");
     assert_eq!(guest.finish().rbx & 0xffff, 1);
+}
+
+#[test]
+fn a_second_non_maskable_interrupt_waits_for_the_iret_of_the_first() {
+    let code = guest!(nmi,
+        ".code16"
+        "jmp 2f"
+        "1: inc bx" // at 0x1002
+        "mov cx, bx"
+        "iret"
+        "2: mov word ptr [2 * 4], 0x1002"
+        "mov word ptr [2 * 4 + 2], 0"
+        "out 0x10, al"
+        "hlt"
+    );
+    let mut guest = Guest::real(code);
+    assert_eq!(guest.run(), Exit::IoOut { port: 0x10, size: 1, count: 1 });
+    for _ in 0..3 {
+        guest.vcpu.nmi();
+    }
+    assert_eq!(guest.vcpu.events().nmi_pending, 2, "one to be served, one that waits");
+    assert_eq!(guest.finish().rbx & 0xffff, 2);
+    assert!(!guest.vcpu.events().nmi_masked);
+}
+
+#[test]
+fn an_injected_exception_pushes_its_error_code_and_returns_where_rip_was() {
+    let code = guest!(injected,
+        ".code64"
+        "lidt [rip + 5f]"
+        "out 0x10, al"
+        "3: mov ebx, 1"
+        "hlt"
+        "1: pop rax" // #GP: the error code
+        "mov rcx, [rsp]"
+        "hlt"
+        "5: .word 0xfff; .long 0x3000; .long 0"
+        "6: .quad 1b - injected_start + 0x1000; .quad 3b - injected_start + 0x1000"
+    );
+    let mut guest = Guest::long(code);
+    let table = code.len() - 16;
+    let address = |at: usize| u64::from_le_bytes(code[at..at + 8].try_into().expect("eight bytes"));
+    let (handler, next) = (address(table), address(table + 8));
+    guest.write(0x3000 + 13 * 16, &gate_64(handler, 8));
+    flat_gdt(&mut guest);
+    assert_eq!(guest.run(), Exit::IoOut { port: 0x10, size: 1, count: 1 });
+    let events =
+        Events { exception: Some(Exception { vector: 13, error_code: Some(0x18) }), ..Events::default() };
+    guest.vcpu.set_events(&events).expect("a good exception");
+    let regs = guest.finish();
+    assert_eq!((regs.rax, regs.rcx, regs.rbx), (0x18, next, 0));
+    assert_eq!(guest.vcpu.events(), Events::default());
+    let nmi = Events { exception: Some(Exception { vector: 2, error_code: None }), ..Events::default() };
+    assert!(guest.vcpu.set_events(&nmi).is_err());
+}
+
+/// A 64-bit interrupt gate.
+fn gate_64(offset: u64, selector: u16) -> [u8; 16] {
+    let low = offset & 0xffff | u64::from(selector) << 16 | 0x8e00 << 32 | (offset >> 16 & 0xffff) << 48;
+    let mut gate = [0; 16];
+    gate[..8].copy_from_slice(&low.to_le_bytes());
+    gate[8..].copy_from_slice(&(offset >> 32).to_le_bytes());
+    gate
+}
+
+/// Ring 0's flat 64-bit code and data at 8 and 16, in a table at 0x2800.
+fn flat_gdt(guest: &mut Guest) {
+    guest.write(0x2808, &0x00af_9b00_0000_ffffu64.to_le_bytes());
+    guest.write(0x2810, &0x00cf_9300_0000_ffffu64.to_le_bytes());
+    let mut sregs = guest.vcpu.sregs();
+    (sregs.gdt.base, sregs.gdt.limit) = (0x2800, 0x17);
+    guest.vcpu.set_sregs(&sregs).expect("long mode");
 }
 
 #[test]

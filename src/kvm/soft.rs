@@ -1,16 +1,16 @@
 //! The software machine behind KVM's names: package `vmexit-soft`, its structs
 //! and exits turned into KVM's.
 
-use std::cell::RefCell;
+use std::cell::{RefCell, UnsafeCell};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use vmexit_soft as soft;
 
 use super::{
-    API_VERSION, Cap, CpuId, Details, Error, Result, VcpuExit, kvm_cpuid_entry2, kvm_debug_exit_arch,
-    kvm_dtable, kvm_guest_debug, kvm_regs, kvm_segment, kvm_sregs, kvm_translation,
-    kvm_userspace_memory_region,
+    API_VERSION, Cap, CpuId, Details, Error, Msrs, Result, VcpuExit, kvm_cpuid_entry2, kvm_debug_exit_arch,
+    kvm_dtable, kvm_guest_debug, kvm_regs, kvm_run, kvm_segment, kvm_sregs, kvm_translation,
+    kvm_userspace_memory_region, kvm_vcpu_events,
 };
 
 /// `include/uapi/linux/kvm.h`.
@@ -18,6 +18,10 @@ const KVM_MEM_READONLY: u32 = 1 << 1;
 const KVM_GUESTDBG_ENABLE: u32 = 1 << 0;
 const KVM_GUESTDBG_SINGLESTEP: u32 = 1 << 1;
 const KVM_GUESTDBG_USE_HW_BP: u32 = 1 << 17;
+const KVM_VCPUEVENT_VALID_NMI_PENDING: u32 = 1 << 0;
+const KVM_VCPUEVENT_VALID_SIPI_VECTOR: u32 = 1 << 1;
+const KVM_VCPUEVENT_VALID_SHADOW: u32 = 1 << 2;
+const KVM_VCPUEVENT_VALID_SMM: u32 = 1 << 3;
 /// #DB, and what DR7 holds when nothing is set in it.
 const DEBUG_EXCEPTION: u32 = 1;
 const DR7: u64 = 0x400;
@@ -114,7 +118,7 @@ impl VmFd {
         taken.push(id);
         Ok(VcpuFd {
             vcpu: RefCell::new(self.machine.create_vcpu()),
-            immediate_exit: Box::new(AtomicU8::new(0)),
+            run: Box::default(),
             exit: soft::Exit::Budget,
         })
     }
@@ -128,8 +132,8 @@ impl VmFd {
 pub struct VcpuFd {
     /// KVM's ioctls take `&self`, and one at a time has the vCPU.
     vcpu: RefCell<soft::Vcpu>,
-    /// Boxed, because a signal handler holds its address.
-    immediate_exit: Box<AtomicU8>,
+    /// Boxed, because a signal handler holds the address of `immediate_exit`.
+    run: Box<UnsafeCell<kvm_run>>,
     /// The last one.
     exit: soft::Exit,
 }
@@ -155,6 +159,47 @@ impl VcpuFd {
     pub fn set_cpuid2(&self, cpuid: &CpuId) -> Result<()> {
         let entries: Vec<_> = cpuid.as_slice().iter().map(entry_from_kvm).collect();
         self.vcpu.borrow_mut().set_cpuid2(&entries).map_err(errno)
+    }
+
+    pub fn get_msrs(&self, msrs: &mut Msrs) -> Result<usize> {
+        let vcpu = self.vcpu.borrow();
+        let entries = msrs.as_mut_slice().iter_mut();
+        let read = entries.map_while(|entry| {
+            entry.data = vcpu.msr(entry.index)?;
+            Some(())
+        });
+        Ok(read.count())
+    }
+
+    pub fn set_msrs(&self, msrs: &Msrs) -> Result<usize> {
+        let mut vcpu = self.vcpu.borrow_mut();
+        Ok(msrs.as_slice().iter().take_while(|entry| vcpu.set_msr(entry.index, entry.data)).count())
+    }
+
+    pub fn get_vcpu_events(&self) -> Result<kvm_vcpu_events> {
+        Ok(events_to_kvm(&self.vcpu.borrow().events()))
+    }
+
+    pub fn set_vcpu_events(&self, events: &kvm_vcpu_events) -> Result<()> {
+        let known = KVM_VCPUEVENT_VALID_NMI_PENDING
+            | KVM_VCPUEVENT_VALID_SIPI_VECTOR
+            | KVM_VCPUEVENT_VALID_SHADOW
+            | KVM_VCPUEVENT_VALID_SMM;
+        if events.flags & !known != 0 {
+            return Err(errno(soft::Errno::EINVAL));
+        }
+        let mut vcpu = self.vcpu.borrow_mut();
+        let events = events_from_kvm(events, &vcpu.events());
+        vcpu.set_events(&events).map_err(errno)
+    }
+
+    pub fn nmi(&self) -> Result<()> {
+        self.vcpu.borrow_mut().nmi();
+        Ok(())
+    }
+
+    pub fn get_kvm_run(&mut self) -> &mut kvm_run {
+        self.run.get_mut()
     }
 
     /// Single steps, and breakpoints on instructions; those on data are not there.
@@ -196,19 +241,30 @@ impl VcpuFd {
     }
 
     pub fn set_kvm_immediate_exit(&mut self, value: u8) {
-        self.immediate_exit.store(value, Ordering::Relaxed);
+        // SAFETY: the byte lives as long as `self`, and is written by nobody else but atomically.
+        unsafe { AtomicU8::from_ptr(self.immediate_exit()) }.store(value, Ordering::Relaxed);
     }
 
     pub fn immediate_exit(&mut self) -> *mut u8 {
-        self.immediate_exit.as_ptr()
+        // SAFETY: the pointer leads into the box; no reference is formed.
+        unsafe { &raw mut (*self.run.get()).immediate_exit }
     }
 
     /// A run that has used up its instructions ends as one that a signal ended: whoever keeps the time
     /// looks at the clock, and runs again.
     pub fn run(&mut self) -> Result<VcpuExit<'_>> {
-        let immediate_exit = self.immediate_exit.load(Ordering::Relaxed) != 0;
-        let vcpu = self.vcpu.get_mut();
-        let exit = vcpu.run(immediate_exit).map_err(errno)?;
+        // SAFETY: as in `set_kvm_immediate_exit`.
+        let immediate_exit =
+            unsafe { AtomicU8::from_ptr(self.immediate_exit()) }.load(Ordering::Relaxed) != 0;
+        let (vcpu, run) = (self.vcpu.get_mut(), self.run.get_mut());
+        vcpu.want_interrupt_window(run.request_interrupt_window != 0);
+        let exit = vcpu.run(immediate_exit);
+        run.if_flag = vcpu.if_flag().into();
+        run.ready_for_interrupt_injection = vcpu.ready_for_interrupt_injection().into();
+        let sregs = vcpu.sregs();
+        (run.cr8, run.apic_base) = (sregs.cr8, sregs.apic_base);
+        run.exit_reason = exit_reason(exit);
+        let exit = exit.map_err(errno)?;
         self.exit = exit;
         Ok(match exit {
             soft::Exit::IoOut { port, size, count } => {
@@ -225,6 +281,8 @@ impl VcpuFd {
             }
             soft::Exit::Hlt => VcpuExit::Hlt,
             soft::Exit::Shutdown => VcpuExit::Shutdown,
+            soft::Exit::FailEntry { reason } => VcpuExit::FailEntry(reason, 0),
+            soft::Exit::IrqWindowOpen => VcpuExit::IrqWindowOpen,
             soft::Exit::InternalError { .. } => VcpuExit::InternalError,
             soft::Exit::Debug { pc, dr6 } => {
                 VcpuExit::Debug(kvm_debug_exit_arch { exception: DEBUG_EXCEPTION, pad: 0, pc, dr6, dr7: DR7 })
@@ -242,6 +300,56 @@ impl VcpuFd {
             soft::Exit::InternalError { suberror } => Details { suberror, ..Details::default() },
             _ => Details::default(),
         }
+    }
+}
+
+/// KVM's number: `include/uapi/linux/kvm.h`.
+fn exit_reason(exit: std::result::Result<soft::Exit, soft::Errno>) -> u32 {
+    match exit {
+        Ok(soft::Exit::IoOut { .. } | soft::Exit::IoIn { .. }) => 2,
+        Ok(soft::Exit::Debug { .. }) => 4,
+        Ok(soft::Exit::Hlt) => 5,
+        Ok(soft::Exit::MmioRead { .. } | soft::Exit::MmioWrite { .. }) => 6,
+        Ok(soft::Exit::IrqWindowOpen) => 7,
+        Ok(soft::Exit::Shutdown) => 8,
+        Ok(soft::Exit::FailEntry { .. }) => 9,
+        // A signal.
+        Ok(soft::Exit::Budget) | Err(_) => 10,
+        Ok(soft::Exit::InternalError { .. }) => 17,
+    }
+}
+
+fn events_to_kvm(e: &soft::Events) -> kvm_vcpu_events {
+    let mut events = kvm_vcpu_events::default();
+    if let Some(exception) = e.exception {
+        (events.exception.injected, events.exception.nr) = (1, exception.vector);
+        events.exception.has_error_code = exception.error_code.is_some().into();
+        events.exception.error_code = exception.error_code.unwrap_or(0);
+    }
+    if let Some(interrupt) = e.interrupt {
+        (events.interrupt.injected, events.interrupt.nr) = ((!interrupt.soft).into(), interrupt.vector);
+    }
+    events.interrupt.shadow = e.shadow;
+    events.nmi.injected = e.nmi_injected.into();
+    (events.nmi.pending, events.nmi.masked) = (e.nmi_pending, e.nmi_masked.into());
+    events.flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM;
+    events
+}
+
+/// What the flags do not name stays as it is.
+fn events_from_kvm(e: &kvm_vcpu_events, before: &soft::Events) -> soft::Events {
+    let named = |flag| e.flags & flag != 0;
+    soft::Events {
+        exception: (e.exception.injected != 0).then_some(soft::Exception {
+            vector: e.exception.nr,
+            error_code: (e.exception.has_error_code != 0).then_some(e.exception.error_code),
+        }),
+        interrupt: (e.interrupt.injected != 0)
+            .then_some(soft::Interrupt { vector: e.interrupt.nr, soft: e.interrupt.soft != 0 }),
+        shadow: if named(KVM_VCPUEVENT_VALID_SHADOW) { e.interrupt.shadow } else { before.shadow },
+        nmi_injected: e.nmi.injected != 0,
+        nmi_pending: if named(KVM_VCPUEVENT_VALID_NMI_PENDING) { e.nmi.pending } else { before.nmi_pending },
+        nmi_masked: e.nmi.masked != 0,
     }
 }
 

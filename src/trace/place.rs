@@ -100,6 +100,12 @@ impl Place {
         self.rip.wrapping_add(self.bytes.len() as u64)
     }
 
+    /// Whether the CPU, asked to step this instruction, has gone on to another one that exited with
+    /// this RIP: it held the trap back, or went to a handler.
+    pub fn ran_on_to(&self, rip: u64) -> bool {
+        self.shadows_the_next() || rip != self.rip && rip != self.end()
+    }
+
     pub fn is_hlt(&self) -> bool {
         self.instruction.is_some_and(|instruction| instruction.mnemonic() == Mnemonic::Hlt)
     }

@@ -227,6 +227,7 @@ fn interrupt_return(cpu: &mut Cpu, op: &Op) -> Done {
         Code::Iretd => 4,
         _ => 8,
     };
+    cpu.nmi_masked = false;
     cpu.all_or_nothing(
         |cpu| if cpu.protected() { protected_return(cpu, size) } else { real_return(cpu, size) },
     )

@@ -4,10 +4,10 @@
 use super::Vcpu;
 use crate::access::Piece;
 use crate::cache::Range;
-use crate::cpu::{Cpu, Pending, Shadow, gpr};
+use crate::cpu::{Pending, Shadow, gpr};
 use crate::decode::{self, Decoded, LONGEST};
 use crate::exit::Exit;
-use crate::interrupt::{Event, Source, TripleFault};
+use crate::interrupt::{Event, Source};
 use crate::memory::{OFFSET, PAGE_SIZE};
 use crate::op::Op;
 use crate::registers::rflags;
@@ -20,10 +20,7 @@ const BUDGET: u64 = 2_000_000;
 const TURNS: u32 = 1000;
 
 /// `KVM_INTERNAL_ERROR_EMULATION`: an instruction that is not there, or cannot be fetched.
-const EMULATION_FAILED: u32 = 1;
-/// `KVM_INTERNAL_ERROR_DELIVERY_EV`: a table or a stack for an event lies where no memory is.
-const DELIVERY_FAILED: u32 = 3;
-
+pub(super) const EMULATION_FAILED: u32 = 1;
 /// DR6: a single step, and its fixed bits.
 const SINGLE_STEP: u64 = 1 << 14;
 const DR6_FIXED: u64 = 0xffff_0ff0;
@@ -82,7 +79,7 @@ impl Vcpu {
     }
 
     /// The next write to a hole, as an exit.
-    fn mmio_write(&mut self) -> Option<Exit> {
+    pub(super) fn mmio_write(&mut self) -> Option<Exit> {
         let Piece { address, size, value } = self.cpu.mmio.next_write()?;
         self.cpu.data[..8].copy_from_slice(&value.to_le_bytes());
         Some(Exit::MmioWrite { address, size })
@@ -90,26 +87,21 @@ impl Vcpu {
 
     /// Executes the guest until it exits.
     pub(super) fn execute(&mut self) -> Exit {
+        if let Some(exit) = self.inject() {
+            return exit;
+        }
+        let attentive = self.single_step || self.breakpoints.is_some();
         let mut left = BUDGET;
         while left > 0 {
             let before = self.work();
-            if let Some(exit) = self.breakpoint() {
-                return exit;
-            }
-            let exit = if self.interrupt.is_some() && self.interruptible() {
-                self.take_interrupt()
-            } else if self.single_step
-                || self.breakpoints.is_some()
+            let exit = if attentive
+                || self.awaits_its_turn()
                 || self.cpu.rflags & (rflags::TF | rflags::RF) != 0
                 || self.cpu.shadow != Shadow::None
             {
-                self.step()
+                self.attend()
             } else {
-                match self.run_block() {
-                    Ok(()) if !self.cpu.mmio.has_writes() => None,
-                    Ok(()) => self.mmio_write(),
-                    Err(stop) => self.stopped(stop),
-                }
+                self.advance()
             };
             if let Some(exit) = exit {
                 return exit;
@@ -118,6 +110,36 @@ impl Vcpu {
             left = left.saturating_sub(1 + self.work().wrapping_sub(before));
         }
         Exit::Budget
+    }
+
+    /// Executes a block.
+    fn advance(&mut self) -> Option<Exit> {
+        match self.run_block() {
+            Ok(()) if !self.cpu.mmio.has_writes() => None,
+            Ok(()) => self.mmio_write(),
+            Err(stop) => self.stopped(stop),
+        }
+    }
+
+    /// What comes between two instructions, and the next one by itself where more may come after it.
+    fn attend(&mut self) -> Option<Exit> {
+        if let Some(exit) = self.breakpoint() {
+            return Some(exit);
+        }
+        if self.awaits_its_turn()
+            && let Some(exit) = self.between_instructions()
+        {
+            return exit;
+        }
+        if self.single_step
+            || self.breakpoints.is_some()
+            || self.cpu.rflags & (rflags::TF | rflags::RF) != 0
+            || self.cpu.shadow != Shadow::None
+        {
+            self.step()
+        } else {
+            self.advance()
+        }
     }
 
     /// The hypervisor waits for the instruction at RIP. DR6 says which of the four it is.
@@ -129,17 +151,6 @@ impl Vcpu {
 
     fn work(&self) -> u64 {
         self.cpu.instructions.wrapping_add(self.cpu.iterations)
-    }
-
-    fn interruptible(&self) -> bool {
-        self.cpu.flag(rflags::IF) && self.cpu.shadow == Shadow::None
-    }
-
-    fn take_interrupt(&mut self) -> Option<Exit> {
-        let vector = self.interrupt.take()?;
-        self.cpu.next = self.cpu.rip;
-        let event = Event { vector, code: None, source: Source::External };
-        self.delivered(|cpu| cpu.deliver(event))
     }
 
     /// Executes one instruction, and sees to the traps after it. Intel SDM Vol. 3B, "Single-Step
@@ -167,7 +178,7 @@ impl Vcpu {
     }
 
     /// The trap of a single step: the hypervisor's, else the guest's.
-    fn after_step(&mut self, trap: bool) -> Option<Exit> {
+    pub(super) fn after_step(&mut self, trap: bool) -> Option<Exit> {
         if self.cpu.shadow == Shadow::MovSs {
             return None;
         }
@@ -181,7 +192,7 @@ impl Vcpu {
         self.cpu.dr[6] = self.cpu.dr[6] & !0xe00f | DR6_FIXED | SINGLE_STEP;
         self.cpu.next = self.cpu.rip;
         let event = Event { vector: vector::DEBUG, code: None, source: Source::Trap };
-        self.delivered(|cpu| cpu.deliver(event))
+        self.deliver(event)
     }
 
     /// What becomes of an instruction that did not complete.
@@ -200,25 +211,8 @@ impl Vcpu {
             Stop::Fault(fault) => {
                 self.cpu.mmio.abandon();
                 self.cpu.input.clear();
-                self.delivered(|cpu| cpu.raise(fault))
+                self.deliver(Event { vector: fault.vector, code: fault.code, source: Source::Fault })
             }
-        }
-    }
-
-    /// Delivers an event, which may be the guest's end.
-    fn delivered(
-        &mut self,
-        deliver: impl FnOnce(&mut Cpu) -> Result<Result<(), TripleFault>, Stop>,
-    ) -> Option<Exit> {
-        match deliver(&mut self.cpu) {
-            Ok(Ok(())) if self.single_step => self.after_step(false),
-            Ok(Ok(())) => self.mmio_write(),
-            Ok(Err(TripleFault)) => Some(Exit::Shutdown),
-            Err(Stop::Exit) => {
-                self.cpu.pending = Pending::Nothing;
-                Some(Exit::InternalError { suberror: DELIVERY_FAILED })
-            }
-            Err(_) => Some(Exit::InternalError { suberror: EMULATION_FAILED }),
         }
     }
 
