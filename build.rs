@@ -56,11 +56,11 @@ fn main() -> io::Result<()> {
             println!("cargo::rerun-if-changed={}", source.display());
             build_image(&binary_name(&source), &source, GUEST_SCRIPT, &out, &compiler)?;
         }
-        let programs = folder.join("user");
-        if programs.is_dir() {
-            println!("cargo::rerun-if-changed={}", programs.display()); // a new program adds a file
+        let user = folder.join("user");
+        if user.is_dir() {
+            println!("cargo::rerun-if-changed={}", user.display()); // a new program adds a file
         }
-        for entry in fs::read_dir(programs).into_iter().flatten() {
+        for entry in fs::read_dir(user).into_iter().flatten() {
             let source = entry?.path();
             if source.extension().is_some_and(|extension| extension == "s") {
                 println!("cargo::rerun-if-changed={}", source.display());
@@ -234,7 +234,7 @@ impl Compiler {
             return Ok(Err(self.no_target(&source.display().to_string())));
         };
         let mut rustc = self.linking(target, USER_SCRIPT)?;
-        rustc.args(["--crate-name", "program", "-C", "opt-level=s", "--error-format", "short"]);
+        rustc.args(["--crate-name", "program", "-C", "opt-level=s", "-C", "strip=debuginfo", "--error-format", "short"]);
         let done = rustc.arg("-o").arg(image).arg(source).output()?;
         if done.status.success() {
             return Ok(Ok(()));

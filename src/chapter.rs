@@ -141,7 +141,8 @@ fn status_of(error: &anyhow::Error) -> Status {
         return Status::GuestFailed;
     }
     let root = error.root_cause();
-    let bad_input = error.is::<OpenError>()
+    let bad_input = error.is::<BadInput>()
+        || error.is::<OpenError>()
         || error.is::<ImageError>()
         || error.is::<BadFile>()
         || root.is::<MemoryError>()
@@ -162,6 +163,11 @@ fn explain_variant(run: &Run) {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct GuestFailed(pub String);
+
+/// What was asked for cannot be done: a sentence. Exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BadInput(pub String);
 
 /// Not an error: `--listing` was given, and the listing has been printed.
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use anyhow::{Context, Result};
 use vmexit::boot::{BadFile, Executable};
-use vmexit::chapter::ListingShown;
+use vmexit::chapter::{BadInput, ListingShown};
 use vmexit::guest::Image;
 use vmexit::run::Run;
 
@@ -33,8 +33,13 @@ pub fn program(run: &Run) -> Result<Option<Cow<'static, [u8]>>> {
         return Ok(Some(Cow::Borrowed(*file)));
     }
     let known: Vec<&str> = PROGRAMS.iter().map(|(name, _)| *name).collect();
-    let file = read(name).with_context(|| format!("the workbook's programs are {}", known.join(", ")))?;
-    Ok(Some(Cow::Owned(file)))
+    match read(name) {
+        Ok(file) => Ok(Some(Cow::Owned(file))),
+        Err(error) => {
+            let known = known.join(", ");
+            Err(BadInput(format!("{error:#}; the workbook's own programs are {known}")).into())
+        }
+    }
 }
 
 fn read(path: &str) -> Result<Vec<u8>> {

@@ -9,7 +9,8 @@ use crate::machine::Machine;
 const DEEPEST: usize = 64;
 
 // ANCHOR: backtrace
-/// The functions that led to where the guest stands, the innermost first.
+/// The functions that led to where the guest stands, the innermost first, a line each;
+/// one that called itself has a line for all its frames.
 ///
 /// Code that keeps frame pointers begins each function with `push rbp; mov rbp, rsp`.
 /// So RBP points to the caller's RBP, and above it lies the return address:
@@ -22,23 +23,27 @@ const DEEPEST: usize = 64;
 /// # Errors
 /// The ioctl that failed, with its errno.
 pub fn backtrace(machine: &Machine, names: &Image) -> Result<Vec<String>> {
-    let mut functions = Vec::new();
+    let mut functions: Vec<(String, usize)> = Vec::new();
     let mut frame = machine.vcpu.get_regs().context("KVM_GET_REGS")?.rbp;
-    while functions.len() < DEEPEST {
+    for _ in 0..DEEPEST {
         let Some([next, returns_to]) = read_frame(machine, frame)? else { break };
         // The return address is behind the call, which may be the function's last instruction.
         let called_from = returns_to.wrapping_sub(1);
-        functions.push(match names.nearest(called_from) {
-            Some((name, _)) => name.to_owned(),
-            None => format!("{returns_to:#x}"),
-        });
+        let name = names.nearest(called_from).map_or(format!("{returns_to:#x}"), |(name, _)| name.to_owned());
+        match functions.last_mut() {
+            Some((last, times)) if *last == name => *times += 1,
+            // Every panic comes through these, and their names are not the guest's.
+            _ if name.starts_with("core::panicking::") => {}
+            _ => functions.push((name, 1)),
+        }
         // A caller's frame lies above: the stack grows down.
         if next <= frame {
             break;
         }
         frame = next;
     }
-    Ok(functions)
+    let line = |(name, times)| if times > 1 { format!("{name}, {times} times or more") } else { name };
+    Ok(functions.into_iter().map(line).collect())
 }
 // ANCHOR_END: backtrace
 

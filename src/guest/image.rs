@@ -134,9 +134,24 @@ impl Image {
                 self.symbols.push(Symbol { address: symbol.st_value, name: name.to_owned() });
             }
         }
+        self.sort_names();
+        Ok(())
+    }
+
+    fn sort_names(&mut self) {
         self.symbols.sort_by(|a, b| (a.address, &a.name).cmp(&(b.address, &b.name)));
         self.code_sizes.sort_unstable();
-        Ok(())
+    }
+
+    /// This image with another one beside it, at other addresses: the names of both.
+    #[must_use]
+    pub fn beside(&self, other: &Self) -> Self {
+        let mut both = self.clone();
+        both.segments.extend_from_slice(&other.segments);
+        both.symbols.extend_from_slice(&other.symbols);
+        both.code_sizes.extend_from_slice(&other.code_sizes);
+        both.sort_names();
+        both
     }
 
     /// Where the guest starts, a guest-physical address.
@@ -213,6 +228,17 @@ mod tests {
         assert!(matches!(Image::elf(&header), Err(ImageError::Machine(183))));
         header[18] = 62;
         assert!(Image::elf(&header).is_err());
+    }
+
+    #[test]
+    fn two_images_beside_each_other_have_the_names_of_both() {
+        let low = Image::elf(include!(concat!(env!("OUT_DIR"), "/ch10.rs"))).expect("an image");
+        let high = Image::elf(crate::program!("hello")).expect("an image");
+        let both = low.beside(&high);
+        assert_eq!(both.nearest(0x1000), Some(("_start", 0)));
+        assert_eq!(both.nearest(0x40_0005), Some(("_start", 5)));
+        assert_eq!((both.code_bits(0x1000), both.code_bits(0x40_0000)), (64, 64));
+        assert_eq!(both.symbols().len(), low.symbols().len() + high.symbols().len());
     }
 
     #[test]

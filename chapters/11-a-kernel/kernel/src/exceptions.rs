@@ -13,6 +13,8 @@ global_asm!(include_str!("exceptions.s"));
 
 unsafe extern "C" {
     static exception_stubs: [[u8; 16]; VECTORS];
+    static stack_guard: u8;
+    static stack_bottom: u8;
 }
 
 const VECTORS: usize = 32;
@@ -107,10 +109,18 @@ extern "C" fn exception(frame: &mut Frame) {
     }
     let recovery = core::mem::take(&mut *RECOVERY.get());
     if recovery == 0 {
+        if frame.vector == DOUBLE_FAULT as u64 && in_guard_page(cpu::read_cr2()) {
+            panic!("{fault}, in the kernel: its stack is full");
+        }
         panic!("{fault}, in the kernel");
     }
     *CAUGHT.get() = Some(fault);
     frame.rip = recovery;
+}
+
+/// Whether the page fault that became a double fault was at the end of the kernel's stack.
+fn in_guard_page(address: u64) -> bool {
+    (&raw const stack_guard as u64..&raw const stack_bottom as u64).contains(&address)
 }
 
 impl fmt::Display for Fault {

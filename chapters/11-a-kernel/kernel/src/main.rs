@@ -96,7 +96,6 @@ fn main(boot: Boot) -> ! {
         println!("kernel: no program to run");
         exit::exit(exit::NOTHING_TO_RUN)
     };
-    println!("kernel: program of {} bytes", file.len());
     match user::run(file) {
         Ok(code) => {
             println!("kernel: the program ended with code {code}");
