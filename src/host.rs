@@ -79,7 +79,7 @@ pub struct ProbeResult {
 }
 
 /// What each chapter needs, by name.
-pub const CHAPTERS: [(&str, crate::kvm::Probe); 7] = [
+pub const CHAPTERS: [(&str, crate::kvm::Probe); 8] = [
     ("ch01", crate::kvm::Probe::Real),
     ("ch02", crate::kvm::Probe::Real),
     ("ch03", crate::kvm::Probe::Real),
@@ -87,6 +87,7 @@ pub const CHAPTERS: [(&str, crate::kvm::Probe); 7] = [
     ("ch05", crate::kvm::Probe::Protected),
     ("ch08", crate::kvm::Probe::Long),
     ("ch10", crate::kvm::Probe::SystemCall),
+    ("ch11", crate::kvm::Probe::SystemCall),
 ];
 
 impl KvmFacts {

@@ -23,10 +23,11 @@ pub fn kernel(run: &Run) -> Result<Executable> {
     Ok(Executable::parse(&file).map_err(BadFile::Kernel)?)
 }
 
-/// The file of the program that was asked for.
+/// The file of the program that was asked for, if there is to be one.
 pub fn program(run: &Run) -> Result<Option<Cow<'static, [u8]>>> {
     let name = run.options().values("program").last().unwrap_or(DEFAULT);
-    if name == "none" {
+    // No broken variant gets as far as a program.
+    if name == "none" || run.options().variant.is_some() {
         return Ok(None);
     }
     if let Some((_, file)) = PROGRAMS.iter().find(|(known, _)| *known == name) {

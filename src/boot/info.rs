@@ -24,7 +24,7 @@ pub const EXIT_PORT: u16 = 0xf4;
 
 /// The port at which a kernel that panics asks for its backtrace; what is written
 /// does not matter. Where nobody listens, nothing happens.
-pub const BACKTRACE_PORT: u16 = 0xf6;
+pub const BACKTRACE_PORT: u16 = 0xea;
 
 /// The keyboard controller's command port, and the command that pulses the CPU's
 /// reset line: how a PC is rebooted since 1984.

@@ -31,7 +31,7 @@ impl Boot {
         assert!(magic == MAGIC, "no boot information: it begins with {magic:#x}, not with {MAGIC:#x}");
         let version = info.version;
         assert!(version == VERSION, "version {version} of the boot protocol; this kernel knows {VERSION}");
-        let mut boot = Self::new("by the workbook's boot protocol");
+        let mut boot = Self::new("the workbook's protocol");
         for region in info.regions.iter().take(info.region_count as usize) {
             boot.add_region(*region);
         }
@@ -96,11 +96,12 @@ impl Boot {
         Some(unsafe { core::slice::from_raw_parts(paging::direct(address), length as usize) })
     }
 
-    pub fn print_memory_map(&self) {
+    pub fn print(&self) {
+        println!("boot: by {}", self.protocol);
         for region in self.regions() {
             let (start, end) = (region.address, region.address.wrapping_add(region.length));
             let kind = if region.kind == USABLE { "usable" } else { "reserved" };
-            println!("memory: {start:#011x} to {end:#011x}  {kind}");
+            println!("boot: memory {start:#011x} to {end:#011x}  {kind}");
         }
     }
 }

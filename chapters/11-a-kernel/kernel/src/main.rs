@@ -70,8 +70,7 @@ unsafe extern "C" fn boot_pvh(start_info: u64) -> ! {
 }
 
 fn main(boot: Boot) -> ! {
-    println!("kernel: 64-bit, at {:#x}, {}", info::KERNEL_BASE, boot.protocol);
-    boot.print_memory_map();
+    boot.print();
     frames::init(&boot);
     paging::init(&boot);
     heap::init();

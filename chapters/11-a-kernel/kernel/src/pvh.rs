@@ -46,7 +46,7 @@ pub unsafe fn read(address: u64) -> Boot {
     let info = unsafe { (at(address) as *const StartInfo).read_unaligned() };
     assert!(info.magic == MAGIC, "no PVH start information: it begins with {:#x}", info.magic);
     assert!(info.version >= 1, "PVH start information without a memory map: version {}", info.version);
-    let mut boot = Boot::new("by PVH");
+    let mut boot = Boot::new("PVH");
     for number in 0..u64::from(info.memory_map_count) {
         let entry = info.memory_map + number * size_of::<MapEntry>() as u64;
         // SAFETY: the caller's promise.
