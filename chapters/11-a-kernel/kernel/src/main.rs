@@ -69,6 +69,7 @@ unsafe extern "C" fn boot_pvh(start_info: u64) -> ! {
     main(unsafe { pvh::read(start_info) })
 }
 
+// ANCHOR: main
 fn main(boot: Boot) -> ! {
     boot.print();
     frames::init(&boot);
@@ -106,3 +107,4 @@ fn main(boot: Boot) -> ! {
         }
     }
 }
+// ANCHOR_END: main
