@@ -168,8 +168,13 @@ fn kernel_include(kernel: Result<(Child, PathBuf), String>) -> String {
 /// What cargo says with `--message-format short`, each error with its file's path from here.
 fn cargo_errors(stderr: &str) -> String {
     let is_error = |line: &&str| line.contains(": error");
-    let errors: Vec<String> = stderr.lines().filter(is_error).map(|line| format!("{KERNEL}/{line}")).collect();
-    if errors.is_empty() { format!("{KERNEL}: cargo could not build the kernel:\n{stderr}") } else { errors.join("\n") }
+    let errors: Vec<String> =
+        stderr.lines().filter(is_error).map(|line| format!("{KERNEL}/{line}")).collect();
+    if errors.is_empty() {
+        format!("{KERNEL}: cargo could not build the kernel:\n{stderr}")
+    } else {
+        errors.join("\n")
+    }
 }
 
 /// rustc, and the target through which it can make a bare-metal image here.
@@ -217,8 +222,14 @@ impl Compiler {
         cargo.args(["--target", target]).arg("--target-dir").arg(&folder);
         // How the workbook itself is built is no matter of the kernel's.
         for name in [
-            "RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_RUSTFLAGS", "RUSTC_WORKSPACE_WRAPPER",
-            "CARGO_BUILD_TARGET", "CARGO_TARGET_DIR", "CARGO_BUILD_TARGET_DIR", "CARGO_INCREMENTAL",
+            "RUSTFLAGS",
+            "CARGO_ENCODED_RUSTFLAGS",
+            "CARGO_BUILD_RUSTFLAGS",
+            "RUSTC_WORKSPACE_WRAPPER",
+            "CARGO_BUILD_TARGET",
+            "CARGO_TARGET_DIR",
+            "CARGO_BUILD_TARGET_DIR",
+            "CARGO_INCREMENTAL",
         ] {
             cargo.env_remove(name);
         }
@@ -234,7 +245,16 @@ impl Compiler {
             return Ok(Err(self.no_target(&source.display().to_string())));
         };
         let mut rustc = self.linking(target, USER_SCRIPT)?;
-        rustc.args(["--crate-name", "program", "-C", "opt-level=s", "-C", "strip=debuginfo", "--error-format", "short"]);
+        rustc.args([
+            "--crate-name",
+            "program",
+            "-C",
+            "opt-level=s",
+            "-C",
+            "strip=debuginfo",
+            "--error-format",
+            "short",
+        ]);
         let done = rustc.arg("-o").arg(image).arg(source).output()?;
         if done.status.success() {
             return Ok(Ok(()));

@@ -84,7 +84,11 @@ fn a_kernel_that_is_not_what_it_should_be_is_one_sentence_and_exit_code_2() {
     let far = changed(KERNEL, at::LOADED + at::NEXT, &size);
     kernel("far-kernel", &far, "memory ends at 0x1000000");
     let elsewhere = 0x20_0000u64.to_le_bytes();
-    kernel("wrong-address-kernel", &changed(KERNEL, at::LOADED + at::NEXT, &elsewhere), "maps 0xffffffff80000000 + P to P");
+    kernel(
+        "wrong-address-kernel",
+        &changed(KERNEL, at::LOADED + at::NEXT, &elsewhere),
+        "maps 0xffffffff80000000 + P to P",
+    );
     kernel("low-kernel", &changed(KERNEL, at::LOADED, &0x1000u64.to_le_bytes()), "first MiB");
 }
 
@@ -150,24 +154,23 @@ fn as_qemu_has_it(code: i32) -> i32 {
     (code << 1 | 1) & 0xff
 }
 
+/// Runs the kernel here and under QEMU, and compares.
+fn compare_with_qemu(flags: &[&str], command_line: &str, program: Option<&[u8]>, code: i32) {
+    let Some((serial, ended)) = qemu(command_line, program) else { return };
+    assert_eq!(ended, as_qemu_has_it(code), "{serial}");
+    assert!(serial.contains("boot: by PVH"), "{serial}");
+    let ours = of_the_kernel(&text(&ch11(flags).stdout));
+    let serial = of_the_kernel(&serial);
+    // After the kernel's last words come the hypervisor's own.
+    assert!(serial.len() > 3 && ours.len() > serial.len(), "{serial:?}");
+    assert_eq!(serial, ours[..serial.len()], "{command_line:?}");
+}
+
 #[test]
 fn under_qemu_the_kernel_says_the_same_and_ends_with_the_same_code() {
-    let runs: [(&[&str], &str, Option<&[u8]>, i32); 3] = [
-        (&[], "", Some(HELLO), 0),
-        (&["--program", "none", "--cmdline", "test"], "test", None, 0),
-        (&["--program", "none", "--cmdline", "panic"], "panic", None, 123),
-    ];
-    for (flags, command_line, program, code) in runs {
-        let Some((serial, ended)) = qemu(command_line, program) else { return };
-        assert_eq!(ended, as_qemu_has_it(code), "{serial}");
-        assert!(serial.contains("boot: by PVH"), "{serial}");
-        let ours = text(&ch11(flags).stdout);
-        let ours: Vec<String> = of_the_kernel(&ours);
-        let serial = of_the_kernel(&serial);
-        // After the kernel's last words come the hypervisor's own.
-        assert!(serial.len() > 3 && ours.len() > serial.len(), "{serial:?}");
-        assert_eq!(serial, ours[..serial.len()], "{command_line:?}");
-    }
+    compare_with_qemu(&[], "", Some(HELLO), 0);
+    compare_with_qemu(&["--program", "none", "--cmdline", "test"], "test", None, 0);
+    compare_with_qemu(&["--program", "none", "--cmdline", "panic"], "panic", None, 123);
 }
 
 #[test]

@@ -43,6 +43,13 @@ pub fn program(run: &Run) -> Result<Option<Cow<'static, [u8]>>> {
     }
 }
 
+/// The words of the kernel's command line; a broken variant adds its own.
+pub fn command_line(run: &Run) -> String {
+    let given = run.options().values("cmdline");
+    let added = run.breaks("no-nx").then_some("no-nx test");
+    given.chain(added).collect::<Vec<_>>().join(" ")
+}
+
 fn read(path: &str) -> Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("{path} cannot be read"))
 }

@@ -38,7 +38,8 @@ impl<'a> Console<'a> {
 
     fn print(&mut self) {
         // A guest must not reach the reader's terminal with control characters.
-        let text = String::from_utf8_lossy(&self.line).replace(|c: char| c.is_control() && c != '\t', "\u{fffd}");
+        let text =
+            String::from_utf8_lossy(&self.line).replace(|c: char| c.is_control() && c != '\t', "\u{fffd}");
         self.run.say(text);
         self.line.clear();
     }

@@ -78,13 +78,9 @@ fn kernel(run: &Run) -> Result<()> {
     let kernel = choice::kernel(run)?;
     let program = choice::program(run)?;
     choice::name_addresses(run, &kernel, program.as_deref())?;
-    let mut command_line = run.options().values("cmdline").collect::<Vec<_>>().join(" ");
-    if run.breaks("no-nx") {
-        command_line += " no-nx test";
-    }
+    let command_line = choice::command_line(run);
     let memory = Memory::new(MEMORY)?;
-    let boot =
-        Boot { kernel: &kernel, program: program.as_deref(), command_line: command_line.trim_start() };
+    let boot = Boot { kernel: &kernel, program: program.as_deref(), command_line: &command_line };
     let start = boot.load(&memory)?;
     break_it(run, &memory, start)?;
 

@@ -18,7 +18,9 @@ pub enum FileError {
     )]
     Kind(u16),
     /// A segment's sizes contradict each other.
-    #[error("its segment at {address:#x} has {in_file:#x} bytes in the file and only {in_memory:#x} in memory")]
+    #[error(
+        "its segment at {address:#x} has {in_file:#x} bytes in the file and only {in_memory:#x} in memory"
+    )]
     Sizes { address: u64, in_file: u64, in_memory: u64 },
     /// A segment leaves the address space.
     #[error("its segment at {address:#x} with {size:#x} bytes leaves the address space")]

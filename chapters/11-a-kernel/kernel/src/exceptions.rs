@@ -23,8 +23,8 @@ const PAGE_FAULT: u64 = 14;
 
 /// Mnemonics. Intel SDM Vol. 3A, "Exception and Interrupt Reference".
 const NAMES: [&str; VECTORS] = [
-    "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "-", "#TS", "#NP", "#SS", "#GP", "#PF", "-",
-    "#MF", "#AC", "#MC", "#XM", "#VE", "#CP", "-", "-", "-", "-", "-", "-", "#HV", "#VC", "#SX", "-",
+    "#DE", "#DB", "NMI", "#BP", "#OF", "#BR", "#UD", "#NM", "#DF", "-", "#TS", "#NP", "#SS", "#GP", "#PF",
+    "-", "#MF", "#AC", "#MC", "#XM", "#VE", "#CP", "-", "-", "-", "-", "-", "-", "#HV", "#VC", "#SX", "-",
 ];
 
 /// What `exceptions.s` and the CPU have pushed.

@@ -51,7 +51,9 @@ impl fmt::Display for BadProgram {
             Self::WrongKind(kind, machine) => {
                 write!(f, "it is an ELF file of type {kind} for machine {machine}, not 2 for 62")
             }
-            Self::Outside(start, end) => write!(f, "its segment {start:#x} to {end:#x} is not a program's to use"),
+            Self::Outside(start, end) => {
+                write!(f, "its segment {start:#x} to {end:#x} is not a program's to use")
+            }
             Self::Overlap(page) => write!(f, "two of its segments share the page {page:#x}"),
             Self::Entry(entry) => write!(f, "its entry {entry:#x} is in no segment with code"),
             Self::OutOfMemory => write!(f, "it asks for more memory than there is"),

@@ -55,7 +55,10 @@ impl fmt::Display for Ended {
                 write!(f, "the program was killed at {:#x}: {fault}", fault.rip)
             }
             Self::Killed(Reason::BadPointer { address, length }) => {
-                write!(f, "the program was killed: it passed {length} bytes at {address:#x}, which are not its own")
+                write!(
+                    f,
+                    "the program was killed: it passed {length} bytes at {address:#x}, which are not its own"
+                )
             }
         }
     }
