@@ -9,13 +9,17 @@ mod memory {
     /// What unwinding would call: a panic here never unwinds.
     #[unsafe(no_mangle)]
     extern "C" fn _Unwind_Resume() -> ! {
-        crate::cpu::halt()
+        loop {
+            core::hint::spin_loop();
+        }
     }
 
     /// The same.
     #[unsafe(no_mangle)]
     extern "C" fn rust_eh_personality() -> ! {
-        crate::cpu::halt()
+        loop {
+            core::hint::spin_loop();
+        }
     }
 
     #[unsafe(no_mangle)]

@@ -5,6 +5,10 @@
 #[path = "../../../../src/abi.rs"]
 mod abi;
 
+// What the Linux target leaves to a libc.
+#[path = "../../kernel/src/runtime.rs"]
+mod runtime;
+
 use core::arch::{asm, global_asm};
 use core::fmt::{self, Write};
 
