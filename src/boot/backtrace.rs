@@ -32,8 +32,8 @@ pub fn backtrace(machine: &Machine, names: &Image) -> Result<Vec<String>> {
         let name = names.nearest(called_from).map_or(format!("{returns_to:#x}"), |(name, _)| name.to_owned());
         match functions.last_mut() {
             Some((last, times)) if *last == name => *times += 1,
-            // Every panic comes through these, and their names are not the guest's.
-            _ if name.starts_with("core::panicking::") => {}
+            // A panic comes through Rust's own functions, which say nothing of the guest.
+            _ if name.starts_with("core::") => {}
             _ => functions.push((name, 1)),
         }
         // A caller's frame lies above: the stack grows down.
