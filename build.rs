@@ -260,7 +260,9 @@ impl Compiler {
         if done.status.success() {
             return Ok(Ok(()));
         }
-        Ok(Err(String::from_utf8_lossy(&done.stderr).trim_end().to_owned()))
+        let stderr = String::from_utf8_lossy(&done.stderr);
+        let errors: Vec<&str> = stderr.lines().filter(|line| line.contains(": error")).collect();
+        Ok(Err(if errors.is_empty() { stderr.into_owned() } else { errors.join("\n") }))
     }
 
     /// rustc, about to link a program for no operating system with this script.
@@ -455,5 +457,32 @@ mod tests {
         let include = fs::read_to_string(folder.join("user-wrong.rs")).expect("something to include");
         assert!(include.starts_with("compile_error!("), "{include}");
         assert!(include.contains("wrong.s:3: invalid instruction mnemonic 'sysall'"), "{include}");
+    }
+
+    #[test]
+    fn a_program_in_rust_that_does_not_compile_is_reported_at_its_line() {
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("95-program");
+        fs::create_dir_all(&folder).expect("cargo's folder for tests can be written");
+        let source = folder.join("wrong.rs");
+        fs::write(&source, "#![no_std]\n#![no_main]\nconst WRONG: u8 = \"\";\n")
+            .expect("the folder can be written");
+        let result = Compiler::find().compile_program(&source, &folder.join("wrong.elf"));
+        let message = result.expect("rustc can be run").expect_err("this program is broken");
+        assert!(
+            message.contains("wrong.rs:3:19: error[E0308]") && !message.contains("aborting"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_kernel_is_reported_with_its_path_from_here() {
+        let stderr =
+            "src/boot.rs:3:5: error[E0425]: cannot find value `x`\nerror: could not compile `kernel`\n";
+        let wanted = format!("{KERNEL}/src/boot.rs:3:5: error[E0425]: cannot find value `x`");
+        assert_eq!(cargo_errors(stderr), wanted);
+        let offline = "error: failed to download `elf v0.8.0`\n";
+        assert!(
+            cargo_errors(offline).contains("cargo could not build the kernel:\nerror: failed to download")
+        );
     }
 }
