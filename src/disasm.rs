@@ -92,7 +92,8 @@ pub fn listing(image: &Image) -> String {
             line(&mut out, &format!("    {:<38}# {bits}-bit code", ""));
         }
         let meaning = row.instruction.map_or(String::new(), |instruction| text(&instruction, Some(image)));
-        line(&mut out, &format!("    {:<6x}{:<32}{meaning}", row.address, hex(row.bytes)));
+        let (address, bytes) = (format!("{:x}  ", row.address), format!("{}  ", hex(row.bytes)));
+        line(&mut out, &format!("    {address:<6}{bytes:<32}{meaning}"));
     }
     out
 }

@@ -26,16 +26,17 @@ use kvm_ioctls as host;
 
 #[cfg(not(host_kvm))]
 pub use absent::bindings::{
-    kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_dtable, kvm_guest_debug, kvm_msr_entry, kvm_regs, kvm_run,
-    kvm_segment, kvm_sregs, kvm_translation, kvm_userspace_memory_region, kvm_vcpu_events,
+    kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_debugregs, kvm_dtable, kvm_guest_debug, kvm_msr_entry,
+    kvm_regs, kvm_run, kvm_segment, kvm_sregs, kvm_translation, kvm_userspace_memory_region, kvm_vcpu_events,
 };
 #[cfg(not(host_kvm))]
 pub use absent::{CpuId, Msrs};
 pub use host::{Cap, Error, VcpuExit};
 #[cfg(host_kvm)]
 pub use kvm_bindings::{
-    CpuId, Msrs, kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_dtable, kvm_guest_debug, kvm_msr_entry, kvm_regs,
-    kvm_run, kvm_segment, kvm_sregs, kvm_translation, kvm_userspace_memory_region, kvm_vcpu_events,
+    CpuId, Msrs, kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_debugregs, kvm_dtable, kvm_guest_debug,
+    kvm_msr_entry, kvm_regs, kvm_run, kvm_segment, kvm_sregs, kvm_translation, kvm_userspace_memory_region,
+    kvm_vcpu_events,
 };
 pub use open::{Device, OpenError};
 pub use probe::{Failure as ProbeFailure, Probe, Probed};
@@ -175,8 +176,8 @@ impl VmFd {
     /// vCPUs lives, and no Rust reference into it may exist while a vCPU runs.
     ///
     /// # Errors
-    /// `EINVAL` when an address or the size is no multiple of the page size,
-    /// `EEXIST` when the slot overlaps another.
+    /// `EINVAL` when an address or the size is no multiple of the page size, or when a slot that is there
+    /// would get another size, other host memory or become read-only; `EEXIST` when the slot overlaps another.
     pub unsafe fn set_user_memory_region(&self, region: kvm_userspace_memory_region) -> Result<()> {
         match &self.backend {
             // SAFETY: the caller makes the promise that this function asks for, word for word.
@@ -190,6 +191,19 @@ impl VmFd {
             unsafe { slots.set(region) };
         }
         Ok(())
+    }
+
+    /// Which pages of a slot the guest has written since the last call: a bit for each page, the first in
+    /// the lowest bit of the first word. The slot has `KVM_MEM_LOG_DIRTY_PAGES` among its flags, and
+    /// `memory_size` bytes.
+    ///
+    /// # Errors
+    /// `ENOENT` when there is no such slot, or it has no log.
+    pub fn get_dirty_log(&self, slot: u32, memory_size: usize) -> Result<Vec<u64>> {
+        match &self.backend {
+            VmBackend::Host(vm) => vm.get_dirty_log(slot, memory_size),
+            VmBackend::Soft(vm) => vm.get_dirty_log(slot, memory_size),
+        }
     }
 
     /// Sets where Intel's KVM keeps its real-mode task state segment; see [`TSS_ADDRESS`].
@@ -258,10 +272,7 @@ impl VcpuFd {
     /// # Errors
     /// The errno of `KVM_SET_REGS`.
     pub fn set_regs(&self, regs: &kvm_regs) -> Result<()> {
-        match &self.backend {
-            VcpuBackend::Host(vcpu) => vcpu.set_regs(regs)?,
-            VcpuBackend::Soft(vcpu) => vcpu.set_regs(regs)?,
-        }
+        self.backend.set_regs(regs)?;
         if let Some(watch) = &self.watch {
             watch.note_set(Some(regs), None);
         }
@@ -309,10 +320,7 @@ impl VcpuFd {
     /// # Errors
     /// The errno of `KVM_GET_MSRS`.
     pub fn get_msrs(&self, msrs: &mut Msrs) -> Result<usize> {
-        match &self.backend {
-            VcpuBackend::Host(vcpu) => vcpu.get_msrs(msrs),
-            VcpuBackend::Soft(vcpu) => vcpu.get_msrs(msrs),
-        }
+        self.backend.get_msrs(msrs)
     }
 
     /// Sets model-specific registers; returns how many it set before one that the CPU has not, or that
@@ -379,6 +387,28 @@ impl VcpuFd {
         self.backend.set_guest_debug(debug)
     }
 
+    /// The guest's debug registers.
+    ///
+    /// # Errors
+    /// The errno of `KVM_GET_DEBUGREGS`.
+    pub fn get_debug_regs(&self) -> Result<kvm_debugregs> {
+        match &self.backend {
+            VcpuBackend::Host(vcpu) => vcpu.get_debug_regs(),
+            VcpuBackend::Soft(vcpu) => vcpu.get_debug_regs(),
+        }
+    }
+
+    /// Sets the guest's debug registers.
+    ///
+    /// # Errors
+    /// `EINVAL` where DR6 or DR7 has bits above 31.
+    pub fn set_debug_regs(&self, debug_regs: &kvm_debugregs) -> Result<()> {
+        match &self.backend {
+            VcpuBackend::Host(vcpu) => vcpu.set_debug_regs(debug_regs),
+            VcpuBackend::Soft(vcpu) => vcpu.set_debug_regs(debug_regs),
+        }
+    }
+
     /// Translates a linear address of the guest as its MMU would.
     ///
     /// # Errors
@@ -420,11 +450,50 @@ impl VcpuBackend {
         }
     }
 
+    pub(crate) fn set_regs(&self, regs: &kvm_regs) -> Result<()> {
+        match self {
+            Self::Host(vcpu) => vcpu.set_regs(regs),
+            Self::Soft(vcpu) => vcpu.set_regs(regs),
+        }
+    }
+
     pub(crate) fn get_sregs(&self) -> Result<kvm_sregs> {
         match self {
             Self::Host(vcpu) => vcpu.get_sregs(),
             Self::Soft(vcpu) => vcpu.get_sregs(),
         }
+    }
+
+    fn get_msrs(&self, msrs: &mut Msrs) -> Result<usize> {
+        match self {
+            Self::Host(vcpu) => vcpu.get_msrs(msrs),
+            Self::Soft(vcpu) => vcpu.get_msrs(msrs),
+        }
+    }
+
+    /// A model-specific register, if this CPU has it.
+    pub(crate) fn get_msr(&self, index: u32) -> Option<u64> {
+        let mut msrs = Msrs::from_entries(&[kvm_msr_entry { index, ..kvm_msr_entry::default() }]).ok()?;
+        let read = self.get_msrs(&mut msrs).ok()?;
+        (read == 1).then(|| msrs.as_slice()[0].data)
+    }
+
+    /// # Errors
+    /// `EINVAL` where the CPU has no such register, or it cannot hold the value.
+    pub(crate) fn set_msr(&self, index: u32, data: u64) -> Result<()> {
+        const EINVAL: i32 = 22;
+        let entry = kvm_msr_entry { index, data, ..kvm_msr_entry::default() };
+        let msrs = Msrs::from_entries(&[entry]).map_err(|_| Error::new(EINVAL))?;
+        let set = match self {
+            Self::Host(vcpu) => vcpu.set_msrs(&msrs)?,
+            Self::Soft(vcpu) => vcpu.set_msrs(&msrs)?,
+        };
+        if set == 1 { Ok(()) } else { Err(Error::new(EINVAL)) }
+    }
+
+    /// Whether single-stepping works by the guest's RFLAGS.TF, as the host's KVM does it.
+    pub(crate) fn steps_by_trap_flag(&self) -> bool {
+        matches!(self, Self::Host(_))
     }
 
     pub(crate) fn set_guest_debug(&self, debug: &kvm_guest_debug) -> Result<()> {
@@ -483,6 +552,8 @@ pub struct Details {
     pub io_size: u8,
     /// `KVM_EXIT_INTERNAL_ERROR`: what KVM could not do; see [`crate::exit::suberror`].
     pub suberror: u32,
+    /// What the software machine does not implement, as a sentence.
+    pub missing: Option<String>,
 }
 
 impl Details {
@@ -533,6 +604,7 @@ mod tests {
         same_layout!(kvm_sregs: cs, ds, es, fs, gs, ss, tr, ldt, gdt, idt, cr0, cr2, cr3, cr4, cr8, efer, apic_base, interrupt_bitmap);
         same_layout!(kvm_translation: linear_address, physical_address, valid, writeable, usermode);
         same_layout!(kvm_debug_exit_arch: exception, pc, dr6, dr7);
+        same_layout!(kvm_debugregs: db, dr6, dr7, flags);
         same_layout!(kvm_guest_debug: control, arch);
         same_layout!(kvm_cpuid_entry2: function, index, flags, eax, ebx, ecx, edx);
         same_layout!(kvm_userspace_memory_region: slot, flags, guest_phys_addr, memory_size, userspace_addr);

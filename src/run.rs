@@ -4,6 +4,7 @@
 mod handlers;
 pub(crate) mod interrupt;
 pub mod options;
+mod trap_flag;
 mod watch;
 
 pub(crate) use watch::Watch;
@@ -115,9 +116,10 @@ impl Run {
         self.recorder().last_exit()
     }
 
-    /// Where KVM's emulator gave up at the last exit, in words.
-    pub(crate) fn last_place(&self) -> Option<String> {
-        self.recorder().last_place()
+    /// Where KVM's emulator gave up at the last exit, in words; `blame` says that it did so at the
+    /// instruction.
+    pub(crate) fn last_place(&self, blame: bool) -> Option<String> {
+        self.recorder().last_place(blame)
     }
 
     /// What each vCPU started from and was told, in the order of their first entries.

@@ -30,6 +30,7 @@ const CH04: &str = env!("CARGO_BIN_EXE_ch04");
 const CH05: &str = env!("CARGO_BIN_EXE_ch05");
 const CH06: &str = env!("CARGO_BIN_EXE_ch06");
 const CH08: &str = env!("CARGO_BIN_EXE_ch08");
+const CH10: &str = env!("CARGO_BIN_EXE_ch10");
 const CH11: &str = env!("CARGO_BIN_EXE_ch11");
 
 #[rustfmt::skip] // a case a line
@@ -64,6 +65,12 @@ const CASES: &[Case] = &[
     case("ch08--break-no-lme", CH08, &["--break", "no-lme"]),
     case("ch08--break-no-page", CH08, &["--break", "no-page"]),
     case("ch08--break-no-lma", CH08, &["--break", "no-lma"]),
+    case("ch10", CH10, &[]),
+    case("ch10--steps", CH10, &["--steps", "--program", "hello"]),
+    case("ch10--break-no-sce", CH10, &["--break", "no-sce"]),
+    case("ch10--break-no-swapgs", CH10, &["--break", "no-swapgs"]),
+    case("ch10--break-no-task", CH10, &["--break", "no-task"]),
+    case("ch10--break-supervisor", CH10, &["--break", "supervisor", "--program", "hello"]),
     case("ch11", CH11, &[]),
     case("ch11--program-primes", CH11, &["--program", "primes"]),
     case("ch11--program-pointer", CH11, &["--program", "pointer"]),
@@ -93,10 +100,14 @@ const WITHOUT_A_MACHINE: &[Case] = &[
     case("ch05--break-list", CH05, &["--break", "list"]),
     case("ch06--break-list", CH06, &["--break", "list"]),
     case("ch08--break-list", CH08, &["--break", "list"]),
+    case("ch10--break-list", CH10, &["--break", "list"]),
+    case("ch10--help", CH10, &["--help"]),
+    case("ch10--unknown-program", CH10, &["--program", "doom"]),
     case("ch11--help", CH11, &["--help"]),
     case("ch11--break-list", CH11, &["--break", "list"]),
     case("ch05--listing", CH05, &["--listing"]),
     case("ch08--listing", CH08, &["--listing"]),
+    case("ch10--listing", CH10, &["--listing", "--program", "count"]),
 ];
 
 fn main() {

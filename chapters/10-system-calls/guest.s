@@ -46,6 +46,8 @@ _start: mov     esp, offset stack_end
         lgdt    [gdtr]
         lidt    [idtr]
         mov     dword ptr [tss + RSP0], offset stack_end
+        mov     dword ptr [cpu + KERNEL_RSP], offset stack_end
+        mov     dword ptr [next], offset programs
         mov     eax, TASK
 load_task:
         ltr     ax                  # exceptions in ring 3 take their stack from the TSS
@@ -209,12 +211,6 @@ idt:    gate    exception_0         # #DE
 idtr:   .word   15 * 16 - 1
         .quad   idt
 
-        .balign 8
-cpu:    .quad   0                   # USER_RSP
-        .quad   stack_end           # KERNEL_RSP
-        .quad   0                   # SERVED
-next:   .quad   programs
-
         .bss
         .balign 4096
 pml4:   .skip   4096
@@ -222,6 +218,8 @@ pdpt:   .skip   4096
 pd:     .skip   4096
 tss:    .skip   0x68
         .balign 16
+cpu:    .skip   24                  # not beside code: a CPU watches stores there
+next:   .skip   8
 programs:
         .skip   (16 + 1) * 16
         .skip   1024

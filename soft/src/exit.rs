@@ -55,11 +55,18 @@ pub enum Exit {
     },
     /// A single step, a breakpoint.
     Debug {
-        /// Where: the linear address of the next instruction.
+        /// 1 for the debug exception, 3 for `int3`.
+        exception: u8,
+        /// Where: the linear address of the next instruction; of `int3`, its own.
         pc: u64,
         /// What DR6 would say.
         dr6: u64,
+        /// What DR7 holds: the hypervisor's, where it has given breakpoints, else the guest's.
+        dr7: u64,
     },
     /// The instructions that one run may take are used up: run again.
     Budget,
+    /// The guest waits in a `hlt`, no timer runs, and the interrupt controllers have nothing for it: only
+    /// a line from outside can wake it.
+    Idle,
 }

@@ -5,7 +5,7 @@
 use crate::cpu::{CodeSize, Cpu, gpr, seg};
 use crate::descriptor::{code_of, null_segment};
 use crate::registers::{kind, rflags};
-use crate::stop::{Done, Fault, Stop, vector};
+use crate::stop::{Done, Fault, Missing, Stop, vector};
 
 /// Why the IDT is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,7 +120,7 @@ impl Cpu {
             (kind::INTERRUPT_GATE | kind::TRAP_GATE, true) => 8,
             (kind::INTERRUPT_GATE | kind::TRAP_GATE, false) => 4,
             (kind::INTERRUPT_GATE_16 | kind::TRAP_GATE_16, false) => 2,
-            (kind::TASK_GATE, false) => return Err(Stop::Unimplemented),
+            (kind::TASK_GATE, false) => return Err(Stop::Missing(Missing::Tasks)),
             _ => return Err(refused.into()),
         };
         let offset = low & 0xffff | low >> 32 & 0xffff_0000 | high << 32;

@@ -1,6 +1,8 @@
 //! A virtual CPU: KVM's ioctls as methods. KVM_RUN's loop is in [`run`].
 
+pub(crate) mod board;
 mod inject;
+mod missing;
 mod run;
 
 use std::sync::{Arc, Mutex};
@@ -9,10 +11,11 @@ use crate::cache::Cache;
 use crate::cpu::Cpu;
 use crate::cpuid::CpuidEntry;
 use crate::errno::Errno;
-use crate::events::{Events, Interrupt};
+use crate::events::{Events, Exception, Interrupt};
 use crate::exit::Exit;
 use crate::registers::{Regs, Sregs, cr0, cr4, rflags};
 use crate::slots::Slots;
+use board::Board;
 
 /// A virtual CPU.
 pub struct Vcpu {
@@ -20,12 +23,14 @@ pub struct Vcpu {
     cache: Cache,
     slots: Arc<Mutex<Slots>>,
     single_step: bool,
-    /// Linear addresses of instructions that the hypervisor waits for; `None` when for none.
-    breakpoints: Option<[Option<u64>; 4]>,
+    interrupts_blocked: bool,
     has_run: bool,
     /// What the next entry delivers; the shadow and the NMI's mask are the CPU's.
     events: Events,
     window_wanted: bool,
+    missing: Option<String>,
+    /// Where the machine has interrupt controllers.
+    board: Option<Board>,
 }
 
 /// Where a linear address is: `struct kvm_translation`.
@@ -42,18 +47,20 @@ pub struct Translation {
 }
 
 impl Vcpu {
-    pub(crate) fn new(slots: Arc<Mutex<Slots>>) -> Self {
+    pub(crate) fn new(slots: Arc<Mutex<Slots>>, board: Option<Board>) -> Self {
         let mut vcpu = Self {
             cpu: Cpu::reset(),
             cache: Cache::default(),
             slots,
             single_step: false,
-            breakpoints: None,
+            interrupts_blocked: false,
             has_run: false,
             events: Events::default(),
             window_wanted: false,
+            missing: None,
+            board,
         };
-        vcpu.take_slots();
+        vcpu.take_slots(false);
         vcpu
     }
 
@@ -154,6 +161,7 @@ impl Vcpu {
         }
         cpu.flush_translations();
         cpu.update_mode();
+        cpu.update_breakpoints();
         Ok(())
     }
 
@@ -179,10 +187,54 @@ impl Vcpu {
         self.single_step = on;
     }
 
-    /// `KVM_SET_GUEST_DEBUG` with `KVM_GUESTDBG_USE_HW_BP`: an [`Exit::Debug`] before the instruction at one
-    /// of these linear addresses, again at each run that starts there.
-    pub fn set_breakpoints(&mut self, breakpoints: [Option<u64>; 4]) {
-        self.breakpoints = (breakpoints != [None; 4]).then_some(breakpoints);
+    /// `KVM_SET_GUEST_DEBUG` with `KVM_GUESTDBG_USE_HW_BP`: DR0 to DR7 that hold in place of the guest's,
+    /// and make an [`Exit::Debug`] of what they find; `None` gives the guest its own again. A breakpoint on
+    /// an instruction is found again at each run that starts there, unless RFLAGS.RF is set.
+    pub fn set_breakpoints(&mut self, registers: Option<[u64; 8]>) {
+        self.cpu.debugger = registers;
+        self.cpu.update_breakpoints();
+    }
+
+    /// `KVM_SET_GUEST_DEBUG` with `KVM_GUESTDBG_USE_SW_BP`: an [`Exit::Debug`] at every `int3`.
+    pub fn show_int3(&mut self, on: bool) {
+        self.cpu.show_int3 = on;
+    }
+
+    /// `KVM_SET_GUEST_DEBUG` with `KVM_GUESTDBG_BLOCKIRQ`: what waits for the guest keeps waiting.
+    pub fn block_interrupts(&mut self, on: bool) {
+        self.interrupts_blocked = on;
+    }
+
+    /// `KVM_SET_GUEST_DEBUG` with `KVM_GUESTDBG_INJECT_DB` or `_BP`: the guest takes the debug exception
+    /// (1), or the breakpoint (3) of the `int3` at RIP.
+    ///
+    /// # Errors
+    /// `EBUSY` when an exception waits already.
+    pub fn inject_debug_exception(&mut self, vector: u8) -> Result<(), Errno> {
+        if self.events.exception.is_some() {
+            return Err(Errno::EBUSY);
+        }
+        self.events.exception = Some(Exception { vector, error_code: None });
+        Ok(())
+    }
+
+    /// DR0 to DR7, the guest's: `KVM_GET_DEBUGREGS`.
+    #[must_use]
+    pub fn debug_registers(&self) -> [u64; 8] {
+        self.cpu.dr
+    }
+
+    /// Sets them: `KVM_SET_DEBUGREGS`.
+    ///
+    /// # Errors
+    /// `EINVAL` where DR6 or DR7 has bits above 31.
+    pub fn set_debug_registers(&mut self, registers: [u64; 8]) -> Result<(), Errno> {
+        if registers[6] >> 32 != 0 || registers[7] >> 32 != 0 {
+            return Err(Errno::EINVAL);
+        }
+        self.cpu.dr = registers;
+        self.cpu.update_breakpoints();
+        Ok(())
     }
 
     /// A model-specific register: `KVM_GET_MSRS` for one; `None` where there is no such register.
@@ -259,13 +311,16 @@ impl Vcpu {
         &mut self.cpu.data[..length]
     }
 
-    /// The machine's slots, if they have changed.
-    fn take_slots(&mut self) {
+    /// The machine's slots, if they have changed, or if a dirty log was read. `ran` says that this vCPU
+    /// was in the guest meanwhile: then it may have written wherever the TLB let it.
+    fn take_slots(&mut self, ran: bool) {
         let slots = self.slots.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if slots.generation != self.cpu.slots.generation {
             self.cpu.slots = slots.clone();
+            if ran {
+                self.cpu.tlb.writable().for_each(|page| self.cpu.slots.mark_dirty(page));
+            }
             self.cpu.flush_translations();
-            self.cache.clear();
         }
     }
 
@@ -276,14 +331,15 @@ impl Vcpu {
     /// `EINTR` for `immediate_exit`.
     pub fn run(&mut self, immediate_exit: bool) -> Result<Exit, Errno> {
         self.has_run = true;
-        self.take_slots();
+        self.missing = None;
+        self.take_slots(false);
         self.cache.begin_run();
-        if let Some(exit) = self.complete() {
-            return Ok(exit);
-        }
-        if immediate_exit {
-            return Err(Errno::EINTR);
-        }
-        Ok(self.execute())
+        let exit = match self.complete().and_then(|exit| self.settle(exit)) {
+            Some(exit) => Ok(exit),
+            None if immediate_exit => Err(Errno::EINTR),
+            None => Ok(self.execute()),
+        };
+        self.take_slots(true);
+        exit
     }
 }

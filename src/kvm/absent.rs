@@ -7,8 +7,8 @@ pub mod bindings;
 use std::fmt;
 
 use bindings::{
-    kvm_cpuid_entry2, kvm_guest_debug, kvm_msr_entry, kvm_regs, kvm_run, kvm_sregs, kvm_translation,
-    kvm_userspace_memory_region, kvm_vcpu_events,
+    kvm_cpuid_entry2, kvm_debugregs, kvm_guest_debug, kvm_msr_entry, kvm_regs, kvm_run, kvm_sregs,
+    kvm_translation, kvm_userspace_memory_region, kvm_vcpu_events,
 };
 
 type Result<T> = std::result::Result<T, Error>;
@@ -136,6 +136,10 @@ impl VmFd {
         match *self {}
     }
 
+    pub fn get_dirty_log(&self, _: u32, _: usize) -> Result<Vec<u64>> {
+        match *self {}
+    }
+
     pub fn set_tss_address(&self, _: usize) -> Result<()> {
         match *self {}
     }
@@ -191,6 +195,14 @@ impl VcpuFd {
     }
 
     pub fn set_guest_debug(&self, _: &kvm_guest_debug) -> Result<()> {
+        match *self {}
+    }
+
+    pub fn get_debug_regs(&self) -> Result<kvm_debugregs> {
+        match *self {}
+    }
+
+    pub fn set_debug_regs(&self, _: &kvm_debugregs) -> Result<()> {
         match *self {}
     }
 

@@ -39,7 +39,7 @@ pub enum OpenError {
     Setup { device: Device, reason: String, advice: String },
     /// The probe guest came back with something else than it should.
     #[error(
-        "{device} cannot run this chapter's {mode}: its probe guest ended in {ending}. `cargo vmexit lab {chapter}` runs it on a KVM that can"
+        "{device} cannot run {mode}, which this chapter needs: its probe guest ended in {ending}. `cargo vmexit lab {chapter}` runs it on a KVM that can"
     )]
     CannotRun { device: Device, mode: Probe, ending: String, chapter: &'static str },
 }
@@ -52,7 +52,9 @@ impl OpenError {
             Self::NoPermission { device } => format!("you may not open {device}"),
             Self::Setup { device, reason, .. } => format!("{device}: {reason}"),
             Self::CannotRun { device, mode, ending, .. } => {
-                format!("{device} cannot run this chapter's {mode}, its probe guest ended in {ending}")
+                format!(
+                    "{device} cannot run {mode}, which this chapter needs: its probe guest ended in {ending}"
+                )
             }
             other => other.to_string(),
         }

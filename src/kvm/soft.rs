@@ -9,22 +9,24 @@ use vmexit_soft as soft;
 
 use super::{
     API_VERSION, Cap, CpuId, Details, Error, Msrs, Result, VcpuExit, kvm_cpuid_entry2, kvm_debug_exit_arch,
-    kvm_dtable, kvm_guest_debug, kvm_regs, kvm_run, kvm_segment, kvm_sregs, kvm_translation,
+    kvm_debugregs, kvm_dtable, kvm_guest_debug, kvm_regs, kvm_run, kvm_segment, kvm_sregs, kvm_translation,
     kvm_userspace_memory_region, kvm_vcpu_events,
 };
 
 /// `include/uapi/linux/kvm.h`.
+const KVM_MEM_LOG_DIRTY_PAGES: u32 = 1 << 0;
 const KVM_MEM_READONLY: u32 = 1 << 1;
 const KVM_GUESTDBG_ENABLE: u32 = 1 << 0;
 const KVM_GUESTDBG_SINGLESTEP: u32 = 1 << 1;
+const KVM_GUESTDBG_USE_SW_BP: u32 = 1 << 16;
 const KVM_GUESTDBG_USE_HW_BP: u32 = 1 << 17;
+const KVM_GUESTDBG_INJECT_DB: u32 = 1 << 18;
+const KVM_GUESTDBG_INJECT_BP: u32 = 1 << 19;
+const KVM_GUESTDBG_BLOCKIRQ: u32 = 1 << 20;
 const KVM_VCPUEVENT_VALID_NMI_PENDING: u32 = 1 << 0;
 const KVM_VCPUEVENT_VALID_SIPI_VECTOR: u32 = 1 << 1;
 const KVM_VCPUEVENT_VALID_SHADOW: u32 = 1 << 2;
 const KVM_VCPUEVENT_VALID_SMM: u32 = 1 << 3;
-/// #DB, and what DR7 holds when nothing is set in it.
-const DEBUG_EXCEPTION: u32 = 1;
-const DR7: u64 = 0x400;
 /// As many as KVM recommends for a small host; the limit is nobody's need.
 const VCPUS: u64 = 64;
 const SLOTS: i32 = 512;
@@ -79,7 +81,7 @@ impl VmFd {
     /// # Safety
     /// As [`super::VmFd::set_user_memory_region`].
     pub unsafe fn set_user_memory_region(&self, region: kvm_userspace_memory_region) -> Result<()> {
-        if region.flags & !KVM_MEM_READONLY != 0 {
+        if region.flags & !(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY) != 0 {
             return Err(errno(soft::Errno::EINVAL));
         }
         let slot = soft::Slot {
@@ -88,9 +90,16 @@ impl VmFd {
             memory_size: region.memory_size,
             userspace_addr: region.userspace_addr,
             read_only: region.flags & KVM_MEM_READONLY != 0,
+            log_dirty: region.flags & KVM_MEM_LOG_DIRTY_PAGES != 0,
         };
         // SAFETY: the caller promises what `set_slot` asks for.
         unsafe { self.machine.set_slot(slot) }.map_err(errno)
+    }
+
+    pub fn get_dirty_log(&self, slot: u32, memory_size: usize) -> Result<Vec<u64>> {
+        let mut log = self.machine.take_dirty_log(slot).map_err(errno)?;
+        log.resize(memory_size.div_ceil(4096 * 64), 0);
+        Ok(log)
     }
 
     /// Nothing needs the place that it names; only the rule is KVM's.
@@ -117,7 +126,7 @@ impl VmFd {
         }
         taken.push(id);
         Ok(VcpuFd {
-            vcpu: RefCell::new(self.machine.create_vcpu()),
+            vcpu: RefCell::new(self.machine.create_vcpu(id as u8)),
             run: Box::default(),
             exit: soft::Exit::Budget,
         })
@@ -202,30 +211,43 @@ impl VcpuFd {
         self.run.get_mut()
     }
 
-    /// Single steps, and breakpoints on instructions; those on data are not there.
     pub fn set_guest_debug(&self, debug: &kvm_guest_debug) -> Result<()> {
-        let known = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_HW_BP;
+        let known = KVM_GUESTDBG_ENABLE
+            | KVM_GUESTDBG_SINGLESTEP
+            | KVM_GUESTDBG_USE_SW_BP
+            | KVM_GUESTDBG_USE_HW_BP
+            | KVM_GUESTDBG_INJECT_DB
+            | KVM_GUESTDBG_INJECT_BP
+            | KVM_GUESTDBG_BLOCKIRQ;
         if debug.control & !known != 0 {
             return Err(errno(soft::Errno::EINVAL));
         }
-        let asked = |bit| debug.control & KVM_GUESTDBG_ENABLE != 0 && debug.control & bit != 0;
-        let mut breakpoints = [None; 4];
-        if asked(KVM_GUESTDBG_USE_HW_BP) {
-            let dr7 = debug.arch.debugreg[7];
-            for (number, breakpoint) in breakpoints.iter_mut().enumerate() {
-                // L and G turn it on; R/W says what for, and 0 is an instruction. Intel SDM Vol. 3B,
-                // "Debug Control Register (DR7)".
-                let (on, kind) = (dr7 >> (2 * number) & 3 != 0, dr7 >> (16 + 4 * number) & 3);
-                if on && kind != 0 {
-                    return Err(errno(soft::Errno::EINVAL));
-                }
-                *breakpoint = on.then_some(debug.arch.debugreg[number]);
-            }
-        }
         let mut vcpu = self.vcpu.borrow_mut();
+        if debug.control & KVM_GUESTDBG_INJECT_DB != 0 {
+            vcpu.inject_debug_exception(1).map_err(errno)?;
+        } else if debug.control & KVM_GUESTDBG_INJECT_BP != 0 {
+            vcpu.inject_debug_exception(3).map_err(errno)?;
+        }
+        let asked = |bit| debug.control & KVM_GUESTDBG_ENABLE != 0 && debug.control & bit != 0;
         vcpu.set_single_step(asked(KVM_GUESTDBG_SINGLESTEP));
-        vcpu.set_breakpoints(breakpoints);
+        vcpu.show_int3(asked(KVM_GUESTDBG_USE_SW_BP));
+        vcpu.set_breakpoints(asked(KVM_GUESTDBG_USE_HW_BP).then_some(debug.arch.debugreg));
+        vcpu.block_interrupts(asked(KVM_GUESTDBG_BLOCKIRQ));
         Ok(())
+    }
+
+    pub fn get_debug_regs(&self) -> Result<kvm_debugregs> {
+        let [db0, db1, db2, db3, _, _, dr6, dr7] = self.vcpu.borrow().debug_registers();
+        Ok(kvm_debugregs { db: [db0, db1, db2, db3], dr6, dr7, ..kvm_debugregs::default() })
+    }
+
+    pub fn set_debug_regs(&self, registers: &kvm_debugregs) -> Result<()> {
+        if registers.flags != 0 {
+            return Err(errno(soft::Errno::EINVAL));
+        }
+        let [db0, db1, db2, db3] = registers.db;
+        let all = [db0, db1, db2, db3, 0, 0, registers.dr6, registers.dr7];
+        self.vcpu.borrow_mut().set_debug_registers(all).map_err(errno)
     }
 
     pub fn translate_gva(&self, gva: u64) -> Result<kvm_translation> {
@@ -284,8 +306,14 @@ impl VcpuFd {
             soft::Exit::FailEntry { reason } => VcpuExit::FailEntry(reason, 0),
             soft::Exit::IrqWindowOpen => VcpuExit::IrqWindowOpen,
             soft::Exit::InternalError { .. } => VcpuExit::InternalError,
-            soft::Exit::Debug { pc, dr6 } => {
-                VcpuExit::Debug(kvm_debug_exit_arch { exception: DEBUG_EXCEPTION, pad: 0, pc, dr6, dr7: DR7 })
+            soft::Exit::Debug { exception, pc, dr6, dr7 } => {
+                VcpuExit::Debug(kvm_debug_exit_arch { exception: exception.into(), pad: 0, pc, dr6, dr7 })
+            }
+            soft::Exit::Idle => {
+                // Whoever raises a line has a clock of his own; one that never comes must not cost a core.
+                #[cfg(not(target_family = "wasm"))]
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                return Err(errno(soft::Errno::EINTR));
             }
             soft::Exit::Budget => return Err(errno(soft::Errno::EINTR)),
         })
@@ -297,7 +325,10 @@ impl VcpuFd {
             soft::Exit::IoOut { size, .. } | soft::Exit::IoIn { size, .. } => {
                 Details { io_size: size, ..Details::default() }
             }
-            soft::Exit::InternalError { suberror } => Details { suberror, ..Details::default() },
+            soft::Exit::InternalError { suberror } => {
+                let missing = self.vcpu.borrow().missing().map(str::to_owned);
+                Details { suberror, missing, ..Details::default() }
+            }
             _ => Details::default(),
         }
     }
@@ -314,7 +345,7 @@ fn exit_reason(exit: std::result::Result<soft::Exit, soft::Errno>) -> u32 {
         Ok(soft::Exit::Shutdown) => 8,
         Ok(soft::Exit::FailEntry { .. }) => 9,
         // A signal.
-        Ok(soft::Exit::Budget) | Err(_) => 10,
+        Ok(soft::Exit::Budget | soft::Exit::Idle) | Err(_) => 10,
         Ok(soft::Exit::InternalError { .. }) => 17,
     }
 }

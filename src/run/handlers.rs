@@ -1,10 +1,12 @@
-//! Where the next instruction may lead by an exception or an `int`.
+//! Where the next instruction may lead by an exception, an `int` or a system call.
 //!
 //! The CPU clears RFLAGS.TF when it delivers one, so a single step ends at no
 //! instruction of the handler: it would run on unseen until its `iret`. A
 //! breakpoint at the handler's first instruction stops it there. There are four
 //! for the whole CPU, so the likeliest handlers get them. Intel SDM Vol. 3B,
-//! "Single-Step Exception Condition" and "Debug Registers".
+//! "Single-Step Exception Condition" and "Debug Registers". `syscall` clears the
+//! flags that FMASK names, which a careful kernel lets name TF, and `sysret` takes
+//! all flags from R11: a breakpoint waits where they lead, too.
 
 use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register};
 
@@ -40,16 +42,21 @@ mod vector {
 }
 
 /// A single step of the instruction at `place`, which also stops where a handler begins.
-pub fn step(place: &Place, state: &State, read: &dyn Fn(u64, usize) -> Vec<u8>) -> kvm_guest_debug {
+/// `lstar` is where `syscall` leads.
+pub fn step(
+    place: &Place,
+    state: &State,
+    lstar: &dyn Fn() -> Option<u64>,
+    read: &dyn Fn(u64, usize) -> Vec<u8>,
+) -> kvm_guest_debug {
     let mut debug = kvm_guest_debug { control: ENABLE | SINGLE_STEP, ..kvm_guest_debug::default() };
+    let other_ring = place.instruction.as_ref().and_then(|instruction| other_ring(instruction, state, lstar));
+    let by_vector = vectors(place.instruction.as_ref()).into_iter();
+    let by_vector = by_vector.filter_map(|vector| handler(vector, state, place.mode, read));
     let mut handlers = Vec::new();
-    for vector in vectors(place.instruction.as_ref()) {
-        let handler = handler(vector, state, place.mode, read);
+    for address in other_ring.into_iter().chain(by_vector) {
         // A breakpoint where the step begins would end it there.
-        if let Some(address) = handler.filter(|address| *address != place.linear)
-            && !handlers.contains(&address)
-            && handlers.len() < 4
-        {
+        if address != place.linear && !handlers.contains(&address) && handlers.len() < 4 {
             handlers.push(address);
         }
     }
@@ -62,6 +69,17 @@ pub fn step(place: &Place, state: &State, read: &dyn Fn(u64, usize) -> Vec<u8>) 
         debug.arch.debugreg[7] |= 1 << (2 * number);
     }
     debug
+}
+
+/// Where a system call or the return from one leads. Intel SDM Vol. 2B, "SYSCALL—Fast System Call" and
+/// "SYSRET—Return From Fast System Call".
+fn other_ring(instruction: &Instruction, state: &State, lstar: &dyn Fn() -> Option<u64>) -> Option<u64> {
+    match instruction.mnemonic() {
+        Mnemonic::Syscall => lstar(),
+        Mnemonic::Sysretq => Some(state.regs.rcx),
+        Mnemonic::Sysret => Some(state.regs.rcx & 0xffff_ffff),
+        _ => None,
+    }
 }
 
 /// The vectors that this instruction may raise, the likeliest first.
@@ -142,7 +160,7 @@ mod tests {
     const GDT: u64 = 0x2000;
 
     /// The breakpoints for `code` at 0, in protected mode with a flat code segment at selector 8 and
-    /// these gates.
+    /// these gates, LSTAR 0x500 and RCX 0x600.
     fn breakpoints(code: &[u8], gates: &[(u8, Gate)]) -> Vec<u64> {
         let mut memory = vec![0; 0x3000];
         memory[..code.len()].copy_from_slice(code);
@@ -156,10 +174,10 @@ mod tests {
         sregs.cs = Descriptor::CODE_32.load(8);
         sregs.idt = kvm_dtable { base: IDT, limit: 0x7ff, ..kvm_dtable::default() };
         sregs.gdt = kvm_dtable { base: GDT, limit: 0xf, ..kvm_dtable::default() };
-        let state = State { regs: kvm_regs::default(), sregs };
+        let state = State { regs: kvm_regs { rcx: 0x600, ..kvm_regs::default() }, sregs };
         let place = Place::at(&state, 0, &View { read: &read, starts: &|_| false });
         assert!(disasm::decode(32, 0, code).is_some());
-        let debug = step(&place, &state, &read);
+        let debug = step(&place, &state, &|| Some(0x500), &read);
         let set = (0..4).filter(|number| debug.arch.debugreg[7] >> (2 * number) & 1 == 1);
         set.map(|number| debug.arch.debugreg[number]).collect()
     }
@@ -182,5 +200,12 @@ mod tests {
     #[test]
     fn a_guest_without_gates_gets_a_plain_step() {
         assert_eq!(breakpoints(&[0xcd, 0x80], &[]), [] as [u64; 0]);
+    }
+
+    #[test]
+    fn a_step_stops_where_a_system_call_and_its_return_lead() {
+        let gates = [(13, Gate::interrupt(8, 0x10d))];
+        assert_eq!(breakpoints(&[0x0f, 0x05], &gates), [0x500, 0x10d]);
+        assert_eq!(breakpoints(&[0x0f, 0x07], &gates), [0x600, 0x10d]);
     }
 }

@@ -11,12 +11,15 @@ use crate::explain;
 use crate::guest::Slots;
 use crate::kvm::{Result, VcpuBackend, VcpuExit, kvm_guest_debug, kvm_regs, kvm_sregs};
 use crate::run::interrupt::Kick;
+use crate::run::trap_flag::Kept;
 use crate::run::{Run, handlers};
 use crate::status::complain;
 use crate::trace::{Place, State, VcpuId, View};
 
 /// Signal numbers and errnos are the kernel's on x86-64 Linux.
 const EINTR: i32 = 4;
+/// The MSR that says where `syscall` leads. Intel SDM Vol. 4, "Architectural MSRs".
+const LSTAR: u32 = 0xc000_0082;
 
 /// Watches one vCPU. Fields drop in this order: the timer goes first.
 pub struct Watch {
@@ -36,6 +39,13 @@ pub struct Watch {
     stepping: bool,
     /// `immediate_exit` as the chapter has set it; kvm_run's own is the watch's to use.
     immediate_exit: u8,
+}
+
+/// A step that has begun: the instruction, and the state before it.
+struct Step {
+    place: Place,
+    state: State,
+    kept: Kept,
 }
 
 // SAFETY: the pointers lead into the kvm_run page of the vCPU that owns this watch, and go to
@@ -85,10 +95,19 @@ impl Watch {
             if self.run.stopped().is_some() {
                 return Err(crate::kvm::Error::new(EINTR));
             }
-            let before = if self.stepping && !completing { Some(self.prepare_step(vcpu)?) } else { None };
+            let step = if self.stepping && !completing { Some(self.prepare_step(vcpu)?) } else { None };
             let entered = Instant::now();
             let result = vcpu.run();
             let left = Instant::now();
+            // SAFETY: an exit borrows the vCPU for the sake of its slices. They lie in the kvm_run
+            // page, which stays mapped while the vCPU lives and which nobody writes before the
+            // next KVM_RUN; the facade gives the exit to the caller under the vCPU's lifetime again.
+            let result: Result<VcpuExit<'static>> =
+                result.map(|exit| unsafe { transmute::<VcpuExit<'_>, VcpuExit<'static>>(exit) });
+            if let Some(step) = &step {
+                let exited = matches!(&result, Ok(exit) if !matches!(exit, VcpuExit::Debug(_)));
+                step.kept.after(&step.place, vcpu, !exited)?;
+            }
             let exit = match result {
                 Ok(exit) => exit,
                 Err(error) if error.errno() != EINTR => return Err(error),
@@ -103,17 +122,13 @@ impl Watch {
                     continue;
                 }
             };
-            // SAFETY: an exit borrows the vCPU for the sake of its slices. They lie in the kvm_run
-            // page, which stays mapped while the vCPU lives and which nobody writes before the
-            // next KVM_RUN; the facade gives the exit to the caller under the vCPU's lifetime again.
-            let exit: VcpuExit<'static> = unsafe { transmute::<VcpuExit<'_>, VcpuExit<'static>>(exit) };
             if self.stepping && matches!(exit, VcpuExit::Debug(_)) {
-                if let Some((place, state)) = before {
+                if let Some(Step { place, state, .. }) = step {
                     self.record_step(vcpu, &place, &state, (entered, left))?;
                 }
                 continue;
             }
-            self.record(vcpu, &exit, before.map(|(place, _)| place), (entered, left))?;
+            self.record(vcpu, &exit, step.map(|step| step.place), (entered, left))?;
             return Ok(exit);
         }
     }
@@ -143,16 +158,18 @@ impl Watch {
 
     /// Turns single-stepping on. At a `hlt` it stays off on a KVM that emulates whole instructions:
     /// such a one runs on past a stepped `hlt`. A CPU exits at it either way.
-    fn prepare_step(&self, vcpu: &VcpuBackend) -> Result<(Place, State)> {
+    fn prepare_step(&self, vcpu: &VcpuBackend) -> Result<Step> {
         let state = self.state(vcpu)?;
         let place = self.seeing(vcpu, |view| Place::at(&state, state.regs.rip, view));
         let debug = if place.is_hlt() && self.run.out_after() {
             kvm_guest_debug::default()
         } else {
-            handlers::step(&place, &state, &|linear, length| self.read(vcpu, linear, length))
+            let lstar = || vcpu.get_msr(LSTAR);
+            handlers::step(&place, &state, &lstar, &|linear, length| self.read(vcpu, linear, length))
         };
+        let kept = Kept::before(&place, &state, vcpu)?;
         vcpu.set_guest_debug(&debug)?;
-        Ok((place, state))
+        Ok(Step { place, state, kept })
     }
 
     /// Records the instruction at `place`, and the one after it where the CPU

@@ -250,7 +250,7 @@ mod tests {
 
     #[test]
     fn code_in_no_memory_is_a_place_without_an_instruction() {
-        let place = of_exit(&Exit::InternalError { suberror: 1 }, 0x9000, false, &[], &[]);
+        let place = of_exit(&Exit::InternalError { suberror: 1, missing: None }, 0x9000, false, &[], &[]);
         assert!(place.instruction.is_none() && place.bytes.is_empty());
         assert_eq!(place.to_string(), "0000:9000");
     }

@@ -374,10 +374,12 @@ impl Recorder {
         Some(format!("{place}  {}", self.code(place)))
     }
 
-    /// The place of the last exit, as the report of an emulation failure has it.
-    pub fn last_place(&self) -> Option<String> {
+    /// The place of the last exit, as the report of an emulation failure has it. `blame` says that KVM
+    /// cannot emulate the instruction, where nobody has said more about it.
+    pub fn last_place(&self, blame: bool) -> Option<String> {
         let place = self.last_place.as_ref()?;
         Some(match &place.instruction {
+            Some(_) if !blame => format!("{place}  {}", self.code(place)),
             Some(_) => {
                 format!("{place}  {}; this KVM cannot emulate that instruction here", self.code(place))
             }

@@ -50,18 +50,33 @@ impl Vcpu {
             Event { vector, code: None, source }
         };
         (self.cpu.next, self.cpu.shadow) = (self.cpu.rip, Shadow::None);
+        match event {
+            Event { vector: vector::DEBUG, source: Source::Injected, .. } => self.cpu.note_debug_exception(0),
+            // It returns behind the `int3` that RIP is at.
+            Event { vector: vector::BREAKPOINT, source: Source::Injected, .. } => {
+                self.cpu.next = self.cpu.rip.wrapping_add(1) & self.cpu.ip_mask();
+            }
+            _ => {}
+        }
         self.deliver(event)
     }
 
     /// Whether something waits until the guest can take it.
     pub(super) fn awaits_its_turn(&self) -> bool {
-        self.events.nmi_pending > 0 || self.window_wanted
+        let waits = self.events.nmi_pending > 0 || self.waits_on_board().is_some();
+        waits && !self.interrupts_blocked || self.window_wanted
     }
 
     /// Between two instructions: what the guest can take now. The inner `None` is an event that was
     /// delivered.
     pub(super) fn between_instructions(&mut self) -> Option<Option<Exit>> {
-        if self.events.nmi_pending > 0 && !self.cpu.nmi_masked && self.cpu.shadow == Shadow::None {
+        if !self.interrupts_blocked
+            && let Some(delivered) = self.take_from_board()
+        {
+            return Some(delivered);
+        }
+        let nmi = self.events.nmi_pending > 0 && !self.interrupts_blocked;
+        if nmi && !self.cpu.nmi_masked && self.cpu.shadow == Shadow::None {
             self.events.nmi_pending -= 1;
             self.cpu.nmi_masked = true;
             self.cpu.next = self.cpu.rip;
@@ -83,7 +98,13 @@ impl Vcpu {
                 self.put_back(event);
                 Some(Exit::InternalError { suberror: DELIVERY_FAILED })
             }
-            Err(_) => Some(Exit::InternalError { suberror: EMULATION_FAILED }),
+            Err(_) => {
+                self.missing = Some(format!(
+                    "the software machine does not implement task switches, to which the gate of vector {} leads",
+                    event.vector
+                ));
+                Some(Exit::InternalError { suberror: EMULATION_FAILED })
+            }
         }
     }
 

@@ -2,9 +2,11 @@
 //! single steps, traps and interrupts in between, until the next exit.
 
 use super::Vcpu;
+use super::board::Wait;
 use crate::access::Piece;
 use crate::cache::Range;
 use crate::cpu::{Pending, Shadow, gpr};
+use crate::debug::bits;
 use crate::decode::{self, Decoded, LONGEST};
 use crate::exit::Exit;
 use crate::interrupt::{Event, Source};
@@ -21,16 +23,12 @@ const TURNS: u32 = 1000;
 
 /// `KVM_INTERNAL_ERROR_EMULATION`: an instruction that is not there, or cannot be fetched.
 pub(super) const EMULATION_FAILED: u32 = 1;
-/// DR6: a single step, and its fixed bits.
-const SINGLE_STEP: u64 = 1 << 14;
-const DR6_FIXED: u64 = 0xffff_0ff0;
-
 impl Vcpu {
     /// Completes the instruction of the last exit, as far as the hypervisor was needed for it. There may
     /// be an exit right away: another part of an access, or the single step that ended.
     pub(super) fn complete(&mut self) -> Option<Exit> {
         match std::mem::replace(&mut self.cpu.pending, Pending::Nothing) {
-            Pending::Nothing => self.mmio_write(),
+            Pending::Nothing => self.mmio_write().or_else(|| self.data_trap()),
             // KVM skips the instruction unless the hypervisor has moved RIP.
             Pending::Output { linear_rip, .. } | Pending::Input { linear_rip, .. }
                 if self.cpu.linear_rip() != linear_rip =>
@@ -75,7 +73,9 @@ impl Vcpu {
         cpu.rip = cpu.rip.wrapping_add(u64::from(length)) & cpu.ip_mask();
         cpu.instructions += 1;
         cpu.shadow = Shadow::None;
-        self.after_step(false)
+        cpu.rflags &= !rflags::RF;
+        let trap = cpu.flag(rflags::TF);
+        self.after_step(trap)
     }
 
     /// The next write to a hole, as an exit.
@@ -90,20 +90,23 @@ impl Vcpu {
         if let Some(exit) = self.inject() {
             return exit;
         }
-        let attentive = self.single_step || self.breakpoints.is_some();
         let mut left = BUDGET;
         while left > 0 {
             let before = self.work();
-            let exit = if attentive
-                || self.awaits_its_turn()
-                || self.cpu.rflags & (rflags::TF | rflags::RF) != 0
-                || self.cpu.shadow != Shadow::None
-            {
-                self.attend()
-            } else {
-                self.advance()
-            };
-            if let Some(exit) = exit {
+            self.look_at_board();
+            if self.is_halted() {
+                match self.wait() {
+                    Wait::Over => {}
+                    Wait::Endless => return Exit::Idle,
+                    Wait::Goes => {
+                        left -= 1;
+                        continue;
+                    }
+                }
+            }
+            let exit =
+                if self.awaits_its_turn() || self.goes_by_steps() { self.attend() } else { self.advance() };
+            if let Some(exit) = exit.and_then(|exit| self.settle(exit)) {
                 return exit;
             }
             // An exception that is delivered for ever executes nothing, and takes its time all the same.
@@ -112,41 +115,65 @@ impl Vcpu {
         Exit::Budget
     }
 
+    /// What is left of an exit when the machine's own controllers have had theirs.
+    pub(super) fn settle(&mut self, mut exit: Exit) -> Option<Exit> {
+        while self.serve(exit) {
+            exit = self.complete()?;
+        }
+        Some(exit)
+    }
+
     /// Executes a block.
     fn advance(&mut self) -> Option<Exit> {
         match self.run_block() {
-            Ok(()) if !self.cpu.mmio.has_writes() => None,
-            Ok(()) => self.mmio_write(),
+            Ok(()) if self.cpu.mmio.has_writes() => self.mmio_write(),
+            Ok(()) if self.cpu.debug.hits != 0 => self.data_trap(),
+            Ok(()) => None,
             Err(stop) => self.stopped(stop),
         }
     }
 
+    /// Whether something may come after each instruction, or must be looked at before it.
+    fn goes_by_steps(&self) -> bool {
+        self.single_step
+            || self.cpu.debug.instructions
+            || self.cpu.rflags & (rflags::TF | rflags::RF) != 0
+            || self.cpu.shadow != Shadow::None
+    }
+
     /// What comes between two instructions, and the next one by itself where more may come after it.
     fn attend(&mut self) -> Option<Exit> {
-        if let Some(exit) = self.breakpoint() {
-            return Some(exit);
-        }
         if self.awaits_its_turn()
             && let Some(exit) = self.between_instructions()
         {
             return exit;
         }
-        if self.single_step
-            || self.breakpoints.is_some()
-            || self.cpu.rflags & (rflags::TF | rflags::RF) != 0
-            || self.cpu.shadow != Shadow::None
-        {
-            self.step()
-        } else {
-            self.advance()
+        if let Some(exit) = self.breakpoint() {
+            return exit;
         }
+        if self.goes_by_steps() { self.step() } else { self.advance() }
     }
 
-    /// The hypervisor waits for the instruction at RIP. DR6 says which of the four it is.
-    fn breakpoint(&self) -> Option<Exit> {
-        let pc = self.cpu.linear_rip();
-        let number = self.breakpoints?.iter().position(|address| *address == Some(pc))?;
-        Some(Exit::Debug { pc, dr6: DR6_FIXED | 1 << number })
+    /// A breakpoint on the instruction at RIP; the inner `None` is one that the guest has taken. RF lets
+    /// the instruction pass, and so does the one before it that has loaded SS.
+    fn breakpoint(&mut self) -> Option<Option<Exit>> {
+        let cpu = &self.cpu;
+        if !cpu.debug.instructions || cpu.flag(rflags::RF) || cpu.shadow == Shadow::MovSs {
+            return None;
+        }
+        let hits = cpu.debug.instruction(cpu.linear_rip());
+        (hits != 0).then(|| self.debug_exception(hits, Source::Fault))
+    }
+
+    /// A debug exception: the hypervisor's, where it debugs, else the guest's.
+    fn debug_exception(&mut self, why: u64, source: Source) -> Option<Exit> {
+        if self.single_step || self.cpu.debugger.is_some() {
+            let (pc, dr7) = (self.cpu.linear_rip(), self.cpu.debug.dr7);
+            return Some(Exit::Debug { exception: vector::DEBUG, pc, dr6: bits::DR6_FIXED | why, dr7 });
+        }
+        self.cpu.note_debug_exception(why);
+        self.cpu.next = self.cpu.rip;
+        self.deliver(Event { vector: vector::DEBUG, code: None, source })
     }
 
     fn work(&self) -> u64 {
@@ -161,7 +188,7 @@ impl Vcpu {
         cpu.shadow = Shadow::None;
         // RF is for this instruction only.
         cpu.rflags &= !rflags::RF;
-        (cpu.stepping, cpu.delivered) = (true, false);
+        (cpu.stepping, cpu.delivered, cpu.repeats) = (true, false, false);
         let done = self.run_instruction();
         self.cpu.stepping = false;
         if let Err(stop) = done {
@@ -171,28 +198,33 @@ impl Vcpu {
             }
             return self.stopped(stop);
         }
+        if self.cpu.repeats {
+            // The next iteration is of the same instruction.
+            self.cpu.rflags |= flags & rflags::RF;
+        }
         if self.cpu.mmio.has_writes() {
             return self.mmio_write();
         }
         self.after_step(flags & rflags::TF != 0)
     }
 
-    /// The trap of a single step: the hypervisor's, else the guest's.
+    /// The traps of breakpoints and of a single step: the hypervisor's, else the guest's. What an
+    /// instruction has hit that loads SS waits for the one after it.
     pub(super) fn after_step(&mut self, trap: bool) -> Option<Exit> {
         if self.cpu.shadow == Shadow::MovSs {
             return None;
         }
-        if self.single_step {
-            return Some(Exit::Debug { pc: self.cpu.linear_rip(), dr6: DR6_FIXED | SINGLE_STEP });
-        }
+        let mut why = std::mem::take(&mut self.cpu.debug.hits);
         // An interrupt's delivery has cleared TF.
-        if !trap || self.cpu.delivered {
-            return None;
+        if self.single_step || trap && !self.cpu.delivered {
+            why |= bits::BS;
         }
-        self.cpu.dr[6] = self.cpu.dr[6] & !0xe00f | DR6_FIXED | SINGLE_STEP;
-        self.cpu.next = self.cpu.rip;
-        let event = Event { vector: vector::DEBUG, code: None, source: Source::Trap };
-        self.deliver(event)
+        if why == 0 { None } else { self.debug_exception(why, Source::Trap) }
+    }
+
+    /// The trap of a breakpoint on data or a port.
+    fn data_trap(&mut self) -> Option<Exit> {
+        if self.cpu.debug.hits == 0 { None } else { self.after_step(false) }
     }
 
     /// What becomes of an instruction that did not complete.
@@ -204,13 +236,15 @@ impl Vcpu {
                 }
                 Some(self.cpu.exit)
             }
-            Stop::Unimplemented => {
+            Stop::Missing(missing) => {
                 self.cpu.mmio.abandon();
+                self.missing = self.sentence(missing);
                 Some(Exit::InternalError { suberror: EMULATION_FAILED })
             }
             Stop::Fault(fault) => {
                 self.cpu.mmio.abandon();
                 self.cpu.input.clear();
+                self.cpu.debug.hits = 0;
                 self.deliver(Event { vector: fault.vector, code: fault.code, source: Source::Fault })
             }
         }
@@ -219,13 +253,15 @@ impl Vcpu {
     /// Executes a block, up to its end or to what must not stay inside one.
     fn run_block(&mut self) -> Done {
         let Some(range) = self.find_block()? else { return self.run_instruction() };
+        let event = self.instructions_to_event();
         let cpu = &mut self.cpu;
         if !cpu.code_holds(u64::from(range.bytes)) {
             return self.run_instruction();
         }
         let (mask, start) = (cpu.ip_mask(), cpu.rip);
         cpu.leave_block = false;
-        for _ in 0..TURNS {
+        let turns = u64::from(TURNS).min(event / u64::from(range.bytes).max(1) + 1);
+        for _ in 0..turns {
             for op in self.cache.ops(range) {
                 cpu.next = cpu.rip.wrapping_add(u64::from(op.length)) & mask;
                 (op.run)(cpu, op)?;
@@ -265,14 +301,14 @@ impl Vcpu {
 
     /// The block at RIP; `None` where its first instruction lies in two pages.
     #[inline(always)]
-    fn find_block(&mut self) -> Result<Option<Range>, Stop> {
+    pub(super) fn find_block(&mut self) -> Result<Option<Range>, Stop> {
         let wanted = self.cpu.fetch()?;
         Ok(self.cache.find(&wanted, &mut self.cpu))
     }
 
     /// Decodes the instruction at RIP, whose bytes lie in two pages.
     #[cold]
-    fn crossing_instruction(&mut self) -> Result<Op, Stop> {
+    pub(super) fn crossing_instruction(&mut self) -> Result<Op, Stop> {
         let first = self.cpu.fetch()?;
         let mut bytes = [0; LONGEST];
         let here = LONGEST.min((PAGE_SIZE - (first.physical & OFFSET)) as usize);

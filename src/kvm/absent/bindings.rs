@@ -103,6 +103,17 @@ pub struct kvm_debug_exit_arch {
     pub dr7: u64,
 }
 
+/// The guest's debug registers.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct kvm_debugregs {
+    pub db: [u64; 4],
+    pub dr6: u64,
+    pub dr7: u64,
+    pub flags: u64,
+    pub reserved: [u64; 9],
+}
+
 /// The debug registers of `KVM_SET_GUEST_DEBUG`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
