@@ -2,6 +2,8 @@
 
 use crate::kvm::kvm_userspace_memory_region;
 
+const ZEROS: [u8; 4096] = [0; 4096];
+
 /// What `KVM_SET_USER_MEMORY_REGION` was told, so that the trace can read the
 /// guest's code and tables without the chapter's help.
 #[derive(Default)]
@@ -59,7 +61,7 @@ impl Slots {
         for slot in &self.0 {
             for offset in (0..slot.memory_size).step_by(4096) {
                 let page = self.read(slot.guest_phys_addr + offset, 4096);
-                if page.iter().any(|byte| *byte != 0) {
+                if page != ZEROS {
                     pages.push((slot.guest_phys_addr + offset, page));
                 }
             }
