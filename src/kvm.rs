@@ -26,15 +26,16 @@ use kvm_ioctls as host;
 
 #[cfg(not(host_kvm))]
 pub use absent::bindings::{
-    kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_debugregs, kvm_dtable, kvm_guest_debug, kvm_msr_entry,
-    kvm_regs, kvm_run, kvm_segment, kvm_sregs, kvm_translation, kvm_userspace_memory_region, kvm_vcpu_events,
+    kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_debugregs, kvm_dtable, kvm_fpu, kvm_guest_debug,
+    kvm_msr_entry, kvm_regs, kvm_run, kvm_segment, kvm_sregs, kvm_translation, kvm_userspace_memory_region,
+    kvm_vcpu_events,
 };
 #[cfg(not(host_kvm))]
 pub use absent::{CpuId, Msrs};
 pub use host::{Cap, Error, VcpuExit};
 #[cfg(host_kvm)]
 pub use kvm_bindings::{
-    CpuId, Msrs, kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_debugregs, kvm_dtable, kvm_guest_debug,
+    CpuId, Msrs, kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_debugregs, kvm_dtable, kvm_fpu, kvm_guest_debug,
     kvm_msr_entry, kvm_regs, kvm_run, kvm_segment, kvm_sregs, kvm_translation, kvm_userspace_memory_region,
     kvm_vcpu_events,
 };
@@ -311,6 +312,29 @@ impl VcpuFd {
         match &self.backend {
             VcpuBackend::Host(vcpu) => vcpu.set_cpuid2(cpuid),
             VcpuBackend::Soft(vcpu) => vcpu.set_cpuid2(cpuid),
+        }
+    }
+
+    /// The x87 FPU's and SSE's registers.
+    ///
+    /// # Errors
+    /// The errno of `KVM_GET_FPU`.
+    pub fn get_fpu(&self) -> Result<kvm_fpu> {
+        match &self.backend {
+            VcpuBackend::Host(vcpu) => vcpu.get_fpu(),
+            VcpuBackend::Soft(vcpu) => vcpu.get_fpu(),
+        }
+    }
+
+    /// Sets the x87 FPU's and SSE's registers.
+    ///
+    /// # Errors
+    /// The errno of `KVM_SET_FPU`; of the software machine `EINVAL` where an x87 register is in use, because
+    /// it has none.
+    pub fn set_fpu(&self, fpu: &kvm_fpu) -> Result<()> {
+        match &self.backend {
+            VcpuBackend::Host(vcpu) => vcpu.set_fpu(fpu),
+            VcpuBackend::Soft(vcpu) => vcpu.set_fpu(fpu),
         }
     }
 
@@ -605,6 +629,7 @@ mod tests {
         same_layout!(kvm_translation: linear_address, physical_address, valid, writeable, usermode);
         same_layout!(kvm_debug_exit_arch: exception, pc, dr6, dr7);
         same_layout!(kvm_debugregs: db, dr6, dr7, flags);
+        same_layout!(kvm_fpu: fpr, fcw, fsw, ftwx, last_opcode, last_ip, last_dp, xmm, mxcsr);
         same_layout!(kvm_guest_debug: control, arch);
         same_layout!(kvm_cpuid_entry2: function, index, flags, eax, ebx, ecx, edx);
         same_layout!(kvm_userspace_memory_region: slot, flags, guest_phys_addr, memory_size, userspace_addr);
