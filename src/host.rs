@@ -89,6 +89,7 @@ pub const CHAPTERS: &[(&str, crate::kvm::Probe)] = &[
     ("ch08", crate::kvm::Probe::Long),
     ("ch09", crate::kvm::Probe::Exception),
     ("ch10", crate::kvm::Probe::SystemCall),
+    ("ch11", crate::kvm::Probe::SystemCall),
 ];
 
 impl KvmFacts {

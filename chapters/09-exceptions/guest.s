@@ -122,10 +122,11 @@ choices:
 
         .bss
         .balign 4096
-stack:  .skip   1024
-stack_end:
 tss:    .skip   0x68
         .balign 16
+stack:  .skip   1024
+stack_end:
+        .skip   16                  # so that no address has the names of both stacks
 double_fault_stack:
         .skip   1024
 double_fault_stack_end:
