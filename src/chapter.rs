@@ -4,6 +4,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use crate::boot::BadFile;
 use crate::exit::{Exit, Unexpected};
 use crate::explain;
 use crate::guest::{ImageError, MemoryError};
@@ -145,6 +146,7 @@ fn status_of(error: &anyhow::Error) -> Status {
     let bad_input = error.is::<BadInput>()
         || error.is::<OpenError>()
         || error.is::<ImageError>()
+        || error.is::<BadFile>()
         || root.is::<MemoryError>()
         || root.is::<kvm::Error>()
         || root.is::<io::Error>();

@@ -97,6 +97,14 @@ impl Run {
         self.recorder().set_image(image.clone());
     }
 
+    /// From now on the text trace is printed only if `--trace text` asked for it: for a guest with
+    /// thousands of exits.
+    pub fn show_exits_if_asked(&self) {
+        if !self.0.options.traces.contains(&options::TraceTo::Text) {
+            self.recorder().hide_exits();
+        }
+    }
+
     /// Prints a line of the chapter's own on stdout, unless the JSON trace is there.
     pub fn say(&self, line: impl Display) {
         self.recorder().say(&line.to_string());
