@@ -77,7 +77,7 @@ const CASES: &[Case] = &[
     case("ch09--provoke", CH09, &["--provoke", "page", "--provoke", "divide"]),
     case("ch09--break-no-ist", CH09, &["--break", "no-ist", "--provoke", "double"]),
     case("ch09--break-no-gate", CH09, &["--break", "no-gate", "--provoke", "double"]),
-    case("ch09--break-idt-limit", CH09, &["--break", "idt-limit", "--provoke", "page"]),
+    case("ch09--break-idt-limit", CH09, &["--break", "idt-limit", "--provoke", "protection"]),
     case("ch10", CH10, &[]),
     case("ch10--steps", CH10, &["--steps", "--program", "hello"]),
     case("ch10--break-no-sce", CH10, &["--break", "no-sce"]),
