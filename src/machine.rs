@@ -39,6 +39,7 @@ impl Machine {
         };
         // SAFETY: the region is exactly `memory`, which the machine owns and drops last.
         unsafe { vm.set_user_memory_region(slot) }.context("KVM_SET_USER_MEMORY_REGION")?;
+        vm.record_writes(&memory);
         let vcpu = vm.create_vcpu(0).context("KVM_CREATE_VCPU")?;
         let cpuid = kvm.get_supported_cpuid(MAX_CPUID_ENTRIES).context("KVM_GET_SUPPORTED_CPUID")?;
         let machine = Self { vcpu, _vm: vm, memory, features: Features::of(&cpuid) };

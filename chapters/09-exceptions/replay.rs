@@ -9,7 +9,7 @@ use vmexit::guest::{Image, Memory};
 use vmexit::kvm::{Kvm, VcpuExit, kvm_guest_debug};
 use vmexit::machine::Machine;
 use vmexit::run::Run;
-use vmexit::trace::{Input, Recording};
+use vmexit::trace::{Given, Input, Recording};
 
 /// `KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP`: `include/uapi/linux/kvm.h`.
 const SINGLE_STEP: u32 = 1 | 2;
@@ -27,7 +27,9 @@ pub fn last_instruction(run: &Run, image: &Image) -> Result<String> {
         match machine.vcpu.run().context("KVM_RUN")? {
             VcpuExit::Debug(_) | VcpuExit::IoOut(..) => {}
             VcpuExit::IoIn(_, data) => match answers.next() {
-                Some(Input::Answer(answer)) if answer.len() == data.len() => data.copy_from_slice(answer),
+                Some(Given { input: Input::Answer(answer), .. }) if answer.len() == data.len() => {
+                    data.copy_from_slice(answer)
+                }
                 _ => bail!("the run cannot be played again: it has recorded another answer"),
             },
             VcpuExit::Shutdown => {
