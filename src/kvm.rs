@@ -15,6 +15,7 @@ mod absent;
 #[cfg(all(test, host_kvm))]
 #[path = "kvm/absent/bindings.rs"]
 mod portable;
+mod irqchip;
 mod open;
 mod probe;
 mod soft;
@@ -36,6 +37,9 @@ pub use host::{Cap, Error, VcpuExit};
 pub use kvm_bindings::{
     CpuId, kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_dtable, kvm_guest_debug, kvm_regs, kvm_segment,
     kvm_sregs, kvm_translation, kvm_userspace_memory_region,
+};
+pub use irqchip::{
+    EventFd, IoEventAddress, KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_lapic_state, kvm_msr_entry, kvm_pit_config,
 };
 pub use open::{Device, OpenError};
 pub use probe::{Failure as ProbeFailure, Probe, Probed};
