@@ -1,4 +1,5 @@
-//! Builds every chapter's `guest.s` into an ELF image with nothing but rustc.
+//! Builds every chapter's `guest.s` into an ELF image with nothing but rustc, and
+//! the programs for ring 3 that lie in a chapter's folder `user/`.
 //!
 //! For `chapters/05-protected-mode/guest.s` it leaves in `OUT_DIR`:
 //!
@@ -8,6 +9,8 @@
 //! ch05.rs   what the binary includes: the image's bytes, or a compile_error!
 //! ch05.key  what the image was made from; unchanged means nothing to do
 //! ```
+//!
+//! and for `chapters/10-system-calls/user/hello.s` the same, as `user-hello`.
 //!
 //! A guest that does not assemble stops its own binary and nothing else, so
 //! this script fails only where the file system does.
@@ -21,7 +24,9 @@ use std::process::Command;
 
 const BARE_METAL: &str = "x86_64-unknown-none";
 const LINUX: &str = "x86_64-unknown-linux-gnu";
-const LINKER_SCRIPT: &str = "chapters/guest.ld";
+/// Where a guest is loaded, and where a program for ring 3.
+const GUEST_SCRIPT: &str = "chapters/guest.ld";
+const USER_SCRIPT: &str = "chapters/user.ld";
 
 fn main() -> io::Result<()> {
     // The real device exists on x86-64 Linux alone; `cfg(host_kvm)` says so in one word.
@@ -31,7 +36,8 @@ fn main() -> io::Result<()> {
     }
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=Cargo.toml"); // a new chapter adds a [[bin]] there
-    println!("cargo::rerun-if-changed={LINKER_SCRIPT}");
+    println!("cargo::rerun-if-changed={GUEST_SCRIPT}");
+    println!("cargo::rerun-if-changed={USER_SCRIPT}");
 
     let out = PathBuf::from(variable("OUT_DIR"));
     let compiler = Compiler::find();
@@ -42,7 +48,18 @@ fn main() -> io::Result<()> {
         let main = fs::read_to_string(folder.join("main.rs")).unwrap_or_default();
         if source.is_file() || main.contains("guest!()") {
             println!("cargo::rerun-if-changed={}", source.display());
-            build_guest(&source, &out, &compiler)?;
+            build_image(&binary_name(&source), &source, GUEST_SCRIPT, &out, &compiler)?;
+        }
+        let programs = folder.join("user");
+        if programs.is_dir() {
+            println!("cargo::rerun-if-changed={}", programs.display()); // a new program adds a file
+        }
+        for entry in fs::read_dir(programs).into_iter().flatten() {
+            let source = entry?.path();
+            if source.extension().is_some_and(|extension| extension == "s") {
+                println!("cargo::rerun-if-changed={}", source.display());
+                build_image(&program_name(&source), &source, USER_SCRIPT, &out, &compiler)?;
+            }
         }
     }
     Ok(())
@@ -53,8 +70,8 @@ fn variable(name: &str) -> String {
     env::var(name).unwrap_or_default()
 }
 
-fn build_guest(source: &Path, out: &Path, compiler: &Compiler) -> io::Result<()> {
-    let name = binary_name(source);
+/// Makes `NAME.rs` in `out`, and all that it includes.
+fn build_image(name: &str, source: &Path, script: &str, out: &Path, compiler: &Compiler) -> io::Result<()> {
     let file = |extension: &str| out.join(format!("{name}.{extension}"));
     let shown = source.display().to_string().replace('\\', "/");
     let text = match fs::read(source) {
@@ -65,13 +82,13 @@ fn build_guest(source: &Path, out: &Path, compiler: &Compiler) -> io::Result<()>
             return fs::write(file("rs"), format!("compile_error!({message:?})"));
         }
     };
-    let script = fs::read(LINKER_SCRIPT)?;
-    let key = [&text[..], &script[..], compiler.key.as_bytes()].join(&b'\0');
+    let layout = fs::read(script)?;
+    let key = [&text[..], &layout[..], compiler.key.as_bytes()].join(&b'\0');
     if fs::read(file("key")).is_ok_and(|old| old == key) {
         return Ok(());
     }
     let result = match String::from_utf8(text) {
-        Ok(text) => compiler.assemble(&name, &text, out, &shown)?,
+        Ok(text) => compiler.assemble(name, &text, script, out, &shown)?,
         Err(_) => Err(format!("{shown}: this is not UTF-8 text")),
     };
     let include = match result {
@@ -87,6 +104,11 @@ fn binary_name(source: &Path) -> String {
     let folder = source.parent().and_then(Path::file_name).unwrap_or_default();
     let folder = folder.to_string_lossy();
     format!("ch{}", folder.split('-').next().unwrap_or_default())
+}
+
+/// `chapters/10-system-calls/user/hello.s` is `user-hello`.
+fn program_name(source: &Path) -> String {
+    format!("user-{}", source.file_stem().unwrap_or_default().to_string_lossy())
 }
 
 /// rustc, and the target through which it can make a bare-metal image here.
@@ -111,7 +133,14 @@ impl Compiler {
     }
 
     /// Assembles and links `text`; the inner error is what the reader sees.
-    fn assemble(&self, name: &str, text: &str, out: &Path, shown: &str) -> io::Result<Result<(), String>> {
+    fn assemble(
+        &self,
+        name: &str,
+        text: &str,
+        script: &str,
+        out: &Path,
+        shown: &str,
+    ) -> io::Result<Result<(), String>> {
         let Some(target) = self.target else {
             return Ok(Err(format!(
                 "{shown}: guests are built for {BARE_METAL}, which this Rust toolchain lacks; add it with: rustup target add {BARE_METAL}"
@@ -128,7 +157,7 @@ impl Compiler {
         if target == LINUX {
             rustc.args(["-C", "linker=rust-lld", "-C", "linker-flavor=ld.lld", "-C", "link-arg=-nostdlib"]);
         }
-        let script = fs::canonicalize(LINKER_SCRIPT)?;
+        let script = fs::canonicalize(script)?;
         rustc.arg("-C").arg(format!("link-arg=-T{}", script.display()));
         let done = rustc.arg("-o").arg(out.join(format!("{name}.elf"))).arg(&wrapper).output()?;
         if done.status.success() {
@@ -194,7 +223,7 @@ fn reader_errors(stderr: &str, shown: &str) -> String {
             writeln!(errors, "{shown}:{number}: {message}").expect("a String takes everything");
         } else if let Some((_, text)) = words.split_once("rust-lld: error: ") {
             // ld.lld prints the script's own ASSERT messages and undefined symbols.
-            let text = text.split_once("guest.ld:").map_or(text, |(_, rest)| rest);
+            let text = text.split_once(".ld:").map_or(text, |(_, rest)| rest);
             writeln!(errors, "{shown}: {text}").expect("a String takes everything");
         }
     }
@@ -213,7 +242,7 @@ mod tests {
     fn assemble(test: &str, text: &str) -> (PathBuf, Result<(), String>) {
         let out = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(test);
         fs::create_dir_all(&out).expect("cargo's folder for tests can be written");
-        let result = Compiler::find().assemble("ch99", text, &out, "chapters/99-test/guest.s");
+        let result = Compiler::find().assemble("ch99", text, GUEST_SCRIPT, &out, "chapters/99-test/guest.s");
         (out, result.expect("files can be written and rustc can be run"))
     }
 
@@ -257,7 +286,8 @@ mod tests {
         let compiler = Compiler::find();
         let build = |text: &str| {
             fs::write(&source, text).expect("the folder can be written");
-            build_guest(&source, &folder, &compiler).expect("rustc can be run");
+            let built = build_image("ch98", &source, GUEST_SCRIPT, &folder, &compiler);
+            built.expect("rustc can be run");
             fs::metadata(&image).and_then(|file| file.modified()).expect("an image")
         };
         let first = build(".globl _start\n.code16\n_start: hlt\n");
@@ -270,8 +300,24 @@ mod tests {
         let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("97-bytes");
         fs::create_dir_all(&folder).expect("cargo's folder for tests can be written");
         fs::write(folder.join("guest.s"), [0xff, 0xfe, 0x00]).expect("the folder can be written");
-        build_guest(&folder.join("guest.s"), &folder, &Compiler::find()).expect("no error of the script's");
+        let source = folder.join("guest.s");
+        let built = build_image("ch97", &source, GUEST_SCRIPT, &folder, &Compiler::find());
+        built.expect("no error of the script's");
         let include = fs::read_to_string(folder.join("ch97.rs")).expect("something to include");
         assert!(include.starts_with("compile_error!(") && include.contains("not UTF-8"), "{include}");
+    }
+
+    #[test]
+    fn a_program_that_does_not_assemble_stops_only_those_that_include_it() {
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("96-program");
+        fs::create_dir_all(&folder).expect("cargo's folder for tests can be written");
+        let source = folder.join("wrong.s");
+        fs::write(&source, ".globl _start\n.code64\n_start: sysall\n").expect("the folder can be written");
+        let name = program_name(&source);
+        let built = build_image(&name, &source, USER_SCRIPT, &folder, &Compiler::find());
+        built.expect("no error of the script's");
+        let include = fs::read_to_string(folder.join("user-wrong.rs")).expect("something to include");
+        assert!(include.starts_with("compile_error!("), "{include}");
+        assert!(include.contains("wrong.s:3: invalid instruction mnemonic 'sysall'"), "{include}");
     }
 }

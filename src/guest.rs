@@ -9,6 +9,16 @@ pub use image::{Image, ImageError, Segment, Symbol};
 pub use memory::{Memory, MemoryError};
 pub(crate) use slots::Slots;
 
+/// The bytes of a program for ring 3, an ELF file that `build.rs` made from
+/// `user/NAME.s` in a chapter's folder: `vmexit::program!("hello")`. What such a
+/// program may ask of its kernel is written in [`crate::abi`].
+#[macro_export]
+macro_rules! program {
+    ($name:literal) => {
+        include!(concat!(env!("OUT_DIR"), "/user-", $name, ".rs"))
+    };
+}
+
 /// The bytes of this binary's own guest, which `build.rs` made from the
 /// chapter's `guest.s`. Where that file does not assemble, the assembler's
 /// message is this binary's compile error.

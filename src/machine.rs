@@ -8,6 +8,7 @@ use crate::kvm::{
     kvm_pit_config, kvm_userspace_memory_region,
 };
 use crate::mode::{enter_real, rflags};
+use crate::paging::{self, Access, Features, Paging, Walk};
 
 /// A virtual machine with one CPU. Fields drop in this order: KVM lets go of
 /// the memory before it is unmapped.
@@ -15,6 +16,8 @@ pub struct Machine {
     pub vcpu: VcpuFd,
     pub vm: VmFd,
     pub memory: Memory,
+    /// What the guest's CPUID says of its paging.
+    features: Features,
 }
 
 impl Machine {
@@ -55,9 +58,8 @@ impl Machine {
             vm.create_pit2(config).context("KVM_CREATE_PIT2")?;
         }
         let vcpu = vm.create_vcpu(0).context("KVM_CREATE_VCPU")?;
-        let machine = Self { vcpu, vm, memory };
-
         let cpuid = kvm.get_supported_cpuid(MAX_CPUID_ENTRIES).context("KVM_GET_SUPPORTED_CPUID")?;
+        let machine = Self { vcpu, vm, memory, features: Features::of(&cpuid) };
         machine.vcpu.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")?;
         let mut sregs = machine.vcpu.get_sregs().context("KVM_GET_SREGS")?;
         enter_real(&mut sregs);
@@ -82,5 +84,15 @@ impl Machine {
         let mut regs = self.vcpu.get_regs().context("KVM_GET_REGS")?;
         (regs.rip, regs.rflags) = (rip, rflags::FIXED);
         self.vcpu.set_regs(&regs).context("KVM_SET_REGS")
+    }
+    /// Walks the guest's page tables for one access, with its registers as they are.
+    ///
+    /// # Errors
+    /// The ioctl that failed, with its errno.
+    pub fn walk(&self, linear: u64, access: Access) -> Result<Walk> {
+        let sregs = self.vcpu.get_sregs().context("KVM_GET_SREGS")?;
+        let regs = self.vcpu.get_regs().context("KVM_GET_REGS")?;
+        let paging = Paging::of(&sregs, regs.rflags, self.features);
+        Ok(paging::walk(&self.memory, &paging, linear, access))
     }
 }

@@ -35,6 +35,8 @@ pub mod cr4 {
     pub const LA57: u64       = 1 << 12; // 5-level paging
     pub const VMXE: u64       = 1 << 13; // VMX Enable
     pub const PCIDE: u64      = 1 << 17; // Process-Context Identifiers
+    pub const SMEP: u64       = 1 << 20; // ring 0 does not execute ring 3's pages
+    pub const SMAP: u64       = 1 << 21; // ring 0 does not touch ring 3's pages
     pub const CET: u64        = 1 << 23; // Control-flow Enforcement
 }
 
@@ -57,6 +59,7 @@ pub mod rflags {
     pub const TF: u64    = 1 << 8;  // Trap: single step
     pub const IF: u64    = 1 << 9;  // Interrupts enabled
     pub const VM: u64    = 1 << 17; // Virtual-8086 mode
+    pub const AC: u64    = 1 << 18; // Alignment Check; with CR4.SMAP, ring 0 may touch ring 3's pages
 }
 
 /// The CPU's operating mode, with the size of the code that CS holds. Intel SDM
@@ -215,10 +218,11 @@ mod tests {
             [0x1, 0x10, 0x20, 0x40, 0x80, 0x200, 0x400]
         );
         assert_eq!([cr4::LA57, cr4::VMXE, cr4::PCIDE, cr4::CET], [0x1000, 0x2000, 0x2_0000, 0x80_0000]);
+        assert_eq!([cr4::SMEP, cr4::SMAP], [0x10_0000, 0x20_0000]);
         assert_eq!([efer::SCE, efer::LME, efer::LMA, efer::NXE], [0x1, 0x100, 0x400, 0x800]);
         assert_eq!(
-            [rflags::CF, rflags::FIXED, rflags::ZF, rflags::TF, rflags::IF, rflags::VM],
-            [0x1, 0x2, 0x40, 0x100, 0x200, 0x2_0000]
+            [rflags::CF, rflags::FIXED, rflags::ZF, rflags::TF, rflags::IF, rflags::VM, rflags::AC],
+            [0x1, 0x2, 0x40, 0x100, 0x200, 0x2_0000, 0x4_0000]
         );
     }
 

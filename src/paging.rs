@@ -1,17 +1,33 @@
-//! Page tables, built from outside the guest. Chapter 08.
+//! Page tables: read entry by entry as the CPU does, and built from outside the
+//! guest. Chapters 06 and 08.
+
+mod fault;
+mod form;
+mod rules;
+mod walk;
+
+pub use fault::{Cause, PageFault, describe_error_code, error_code};
+pub use form::{Form, Level};
+pub use rules::{Access, Features, Intent, Paging};
+pub use walk::{Fault, Mapping, Step, Walk, walk};
 
 use crate::guest::{Memory, MemoryError};
 
 /// A page-table entry's bits. Intel SDM Vol. 3A, "4-Level Paging and 5-Level Paging".
 #[rustfmt::skip] // laid out like the SDM's table
 pub mod entry {
-    pub const PRESENT: u64  = 1 << 0;
-    pub const WRITABLE: u64 = 1 << 1;
-    pub const USER: u64     = 1 << 2;  // ring 3 may use it
-    pub const ACCESSED: u64 = 1 << 5;  // the CPU sets it
-    pub const DIRTY: u64    = 1 << 6;  // the CPU sets it on a write
-    pub const LARGE: u64    = 1 << 7;  // PS: maps a page here, no further table
-    pub const NX: u64       = 1 << 63; // no code here, with EFER.NXE
+    pub const PRESENT: u64       = 1 << 0;  // P
+    pub const WRITABLE: u64      = 1 << 1;  // R/W
+    pub const USER: u64          = 1 << 2;  // U/S  ring 3 may use it
+    pub const WRITE_THROUGH: u64 = 1 << 3;  // PWT
+    pub const CACHE_DISABLE: u64 = 1 << 4;  // PCD
+    pub const ACCESSED: u64      = 1 << 5;  // A    the CPU sets it
+    pub const DIRTY: u64         = 1 << 6;  // D    the CPU sets it on a write
+    pub const LARGE: u64         = 1 << 7;  // PS   maps a page here, no further table
+    pub const GLOBAL: u64        = 1 << 8;  // G    stays in the TLB when CR3 is loaded, with CR4.PGE
+    pub const NX: u64            = 1 << 63; // XD   no code here, with EFER.NXE
+    /// Where the next table or the page begins, in an entry of 8 bytes.
+    pub const ADDRESS: u64       = 0x000f_ffff_ffff_f000;
 }
 
 /// Bytes of a page, and of a table of 512 entries.
@@ -57,10 +73,12 @@ mod tests {
     /// `__PAGE_KERNEL_LARGE_EXEC` without the bits that only the CPU or Linux sets.
     #[test]
     fn the_entry_bits_are_those_that_linux_uses() {
-        use entry::{ACCESSED, DIRTY, LARGE, NX, PRESENT, USER, WRITABLE};
+        use entry::{
+            ACCESSED, CACHE_DISABLE, DIRTY, GLOBAL, LARGE, NX, PRESENT, USER, WRITABLE, WRITE_THROUGH,
+        };
         assert_eq!(
-            [PRESENT, WRITABLE, USER, ACCESSED, DIRTY, LARGE, NX],
-            [0x1, 0x2, 0x4, 0x20, 0x40, 0x80, 0x8000_0000_0000_0000]
+            [PRESENT, WRITABLE, USER, WRITE_THROUGH, CACHE_DISABLE, ACCESSED, DIRTY, LARGE, GLOBAL, NX],
+            [0x1, 0x2, 0x4, 0x8, 0x10, 0x20, 0x40, 0x80, 0x100, 0x8000_0000_0000_0000]
         );
     }
 
