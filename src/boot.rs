@@ -3,3 +3,4 @@
 
 pub mod linux;
 pub mod acpi;
+pub mod kept;

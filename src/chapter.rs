@@ -4,6 +4,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use crate::boot::linux::{KernelError, LoadError};
 use crate::exit::{Exit, Unexpected};
 use crate::explain;
 use crate::guest::{ImageError, MemoryError};
@@ -141,6 +142,9 @@ fn status_of(error: &anyhow::Error) -> Status {
     }
     let root = error.root_cause();
     let bad_input = error.is::<OpenError>()
+        || error.is::<BadInput>()
+        || error.is::<KernelError>()
+        || error.is::<LoadError>()
         || error.is::<ImageError>()
         || root.is::<MemoryError>()
         || root.is::<kvm::Error>()
@@ -155,6 +159,11 @@ fn explain_variant(run: &Run) {
         complain(format_args!("  why: {}", variant.why));
     }
 }
+
+/// What the reader gave cannot be used: a sentence. Exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BadInput(pub String);
 
 /// The guest ended, and not as it should: a sentence. Exit code 3.
 #[derive(Debug, thiserror::Error)]

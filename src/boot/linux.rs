@@ -15,11 +15,13 @@
 //!
 //! Linux, Documentation/arch/x86/boot.rst, "64-bit BOOT PROTOCOL".
 
+mod cpu;
 pub mod header;
 mod zero_page;
 
 use std::io::{self, Read, Seek, SeekFrom};
 
+pub use cpu::{set_cpuid, set_lapic, set_msrs};
 use header::{HEAD, SetupHeader};
 pub use zero_page::{MemoryRange, RangeKind};
 use zero_page::{Told, zero_page};

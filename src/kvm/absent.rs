@@ -43,6 +43,7 @@ pub enum Cap {
     NrVcpus,
     MaxVcpus,
     NrMemslots,
+    TscDeadlineTimer,
 }
 
 /// The exits that the library names; kvm-ioctls has these and more.

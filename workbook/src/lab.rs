@@ -24,6 +24,7 @@ pub mod cache;
 pub mod modules;
 pub mod packages;
 pub mod setup;
+pub mod shell;
 pub mod program;
 pub mod initramfs;
 pub mod emulator;

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use vmexit::boot::kept;
 use vmexit::status::Status;
 use vmexit_lab_init::{Ending, Job, Stream};
 
@@ -33,7 +34,13 @@ pub fn run(session: &Session, command: &[String]) -> Result<u8> {
     check_emulators(&lab, &session.machines)?;
     let (init, file) = executable(session, name)?;
     let inside = format!("/bin/{}", file.file_name().unwrap_or_default().to_string_lossy());
-    let job = job(&inside, arguments, session.limit_seconds);
+    let (arguments, mut files) = with_files(arguments);
+    let mut job = job(&inside, &arguments, session.limit_seconds);
+    files.push(Program { inside: inside.clone(), file: file.clone() });
+    if name == BOOTS_LINUX {
+        files.extend(kept(&lab));
+        job.environment.push(("VMEXIT_CACHE".to_owned(), KEPT.to_owned()));
+    }
     let mut code = 0;
     for &machine in &session.machines {
         if session.machines.len() > 1 {
@@ -44,13 +51,51 @@ pub fn run(session: &Session, command: &[String]) -> Result<u8> {
             machine,
             nested_paging: session.nested_paging,
             init: init.clone(),
-            programs: vec![Program { inside: inside.clone(), file: file.clone() }],
+            programs: files.clone(),
             jobs: vec![job.clone()],
         };
         let ended = run_on(&plan, session)?;
         code = if code == 0 { ended } else { code };
     }
     Ok(code)
+}
+
+/// The chapter that boots what setup has put aside.
+const BOOTS_LINUX: &str = "ch16";
+/// Where that is inside a machine.
+const KEPT: &str = "/lab/kept";
+/// Where the files are that a program is given.
+const FILES: &str = "/lab/files";
+
+/// The kernel and the shell that chapter 16 boots.
+fn kept(lab: &Lab) -> Vec<Program> {
+    let mut files = vec![(kept::KERNEL, lab.kernel())];
+    files.extend(lab.shell().map(|shell| (kept::SHELL, shell)));
+    files
+        .into_iter()
+        .map(|(name, file)| Program { inside: format!("{KEPT}/lab/{name}"), file })
+        .collect()
+}
+
+/// Arguments that name a file of this host by a path with a slash in it name a
+/// copy inside; returns those copies too.
+fn with_files(arguments: &[String]) -> (Vec<String>, Vec<Program>) {
+    let mut files = Vec::new();
+    let arguments = arguments.iter().map(|argument| {
+        let (flag, path) = match argument.split_once('=') {
+            Some((flag, path)) if flag.starts_with("--") => (format!("{flag}="), path),
+            _ => (String::new(), argument.as_str()),
+        };
+        let file = Path::new(path);
+        if !path.contains('/') || !file.is_file() {
+            return argument.clone();
+        }
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let inside = format!("{FILES}/{}-{name}", files.len());
+        files.push(Program { inside: inside.clone(), file: file.to_path_buf() });
+        format!("{flag}{inside}")
+    });
+    (arguments.collect(), files)
 }
 
 /// A job as every program in the lab gets it.
