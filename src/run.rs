@@ -3,6 +3,7 @@
 
 pub(crate) mod interrupt;
 pub mod options;
+pub mod screen;
 pub mod terminal;
 mod watch;
 

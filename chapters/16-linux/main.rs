@@ -5,7 +5,6 @@ mod exits;
 mod kept;
 
 use std::fs::File;
-use std::io;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use vmexit::boot::acpi;
 use vmexit::boot::linux::{self, Boot, Kernel};
-use vmexit::chapter::{self, Chapter, Flag};
+use vmexit::chapter::{self, Chapter, Flag, GuestFailed};
 use vmexit::device::serial::{self, Serial};
 use vmexit::device::{Bus, Request, keyboard, power, rtc};
 use vmexit::exit::Unexpected;
@@ -21,6 +20,7 @@ use vmexit::guest::Memory;
 use vmexit::kvm::{EventFd, Kvm, Probe, VcpuExit};
 use vmexit::machine::Machine;
 use vmexit::mode::rflags;
+use vmexit::run::screen::Screen;
 use vmexit::run::{Run, terminal};
 
 const CHAPTER: Chapter = Chapter {
@@ -68,7 +68,8 @@ fn boot_linux(run: &Run) -> Result<()> {
     let start = boot.load(&machine.memory)?;
     enter(&kvm, &machine, start)?;
 
-    let port = serial_port(&machine)?;
+    let screen = Screen::default();
+    let port = serial_port(&machine, screen.clone())?;
     let mut ports = Bus::default();
     ports.insert(range(serial::COM1, serial::SIZE), Arc::clone(&port));
     ports.insert(range(rtc::BASE, 2), rtc::Rtc::default());
@@ -76,9 +77,12 @@ fn boot_linux(run: &Run) -> Result<()> {
     ports.insert(range(power::BASE, power::SIZE), power::Power::default());
 
     let raw = terminal::Raw::enter();
-    terminal::type_into(Arc::clone(&port), raw.is_some());
+    match raw {
+        Some(_) => terminal::type_keys(Arc::clone(&port)),
+        None => terminal::type_lines(Arc::clone(&port), screen.clone()),
+    }
     let mut exits = exits::Exits::start();
-    let ending = run_until_it_ends(&mut machine, &mut ports, &mut exits);
+    let ending = run_until_it_ends(&mut machine, &mut ports, &screen, &mut exits);
     drop(raw);
     if let Some(file) = asked("exits") {
         exits.write(file)?;
@@ -91,7 +95,14 @@ fn boot_linux(run: &Run) -> Result<()> {
 // ANCHOR_END: chapter
 
 // ANCHOR: run
-fn run_until_it_ends(machine: &mut Machine, ports: &mut Bus, exits: &mut exits::Exits) -> Result<()> {
+/// A kernel that switches the machine off, or resets it, ends as it should; one
+/// that panics does not.
+fn run_until_it_ends(
+    machine: &mut Machine,
+    ports: &mut Bus,
+    screen: &Screen,
+    exits: &mut exits::Exits,
+) -> Result<()> {
     loop {
         let exit = machine.vcpu.run().context("KVM_RUN")?;
         exits.count(&exit);
@@ -109,9 +120,11 @@ fn run_until_it_ends(machine: &mut Machine, ports: &mut Bus, exits: &mut exits::
             }
             exit => return Err(Unexpected::from(exit).into()),
         };
-        match request {
-            Some(Request::PowerOff | Request::Reset) => return Ok(()),
-            None => {}
+        if screen.panicked() {
+            return Err(GuestFailed("the kernel panicked: its last words are above".to_owned()).into());
+        }
+        if let Some(Request::PowerOff | Request::Reset) = request {
+            return Ok(());
         }
     }
 }
@@ -134,13 +147,13 @@ fn enter(kvm: &Kvm, machine: &Machine, start: linux::Start) -> Result<()> {
 // ANCHOR_END: enter
 
 // ANCHOR: serial
-/// COM1, which writes to stdout; its interrupt is a write to an eventfd, and KVM
+/// COM1, which writes to the screen; its interrupt is a write to an eventfd, and KVM
 /// makes an edge of IRQ 4 of each.
-fn serial_port(machine: &Machine) -> Result<Arc<Mutex<Serial>>> {
+fn serial_port(machine: &Machine, screen: Screen) -> Result<Arc<Mutex<Serial>>> {
     let event = EventFd::new(0).context("eventfd")?;
     machine.vm.register_irqfd(&event, serial::COM1_IRQ).context("KVM_IRQFD")?;
     let interrupt = Box::new(move || event.write(1));
-    Ok(Arc::new(Mutex::new(Serial::new(interrupt, io::stdout()))))
+    Ok(Arc::new(Mutex::new(Serial::new(interrupt, screen))))
 }
 // ANCHOR_END: serial
 

@@ -4,12 +4,13 @@
 //! The terminal's settings are restored whatever happens: at the end, in a panic,
 //! and when a signal ends the program.
 
-use std::io::{IsTerminal, Read};
+use std::io::{BufRead, IsTerminal, Read};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::device::serial::Serial;
 use crate::run::interrupt::ThisThread;
+use crate::run::screen::Screen;
 use crate::status::complain;
 
 #[cfg(host_kvm)]
@@ -67,11 +68,14 @@ pub fn is_interactive() -> bool {
     std::io::stdin().is_terminal()
 }
 
-/// Sends what is typed on stdin to the guest, from a thread of its own, for as
-/// long as the program runs. `interactive` is whether the escape key means something.
-pub fn type_into(port: Arc<Mutex<Serial>>, interactive: bool) {
-    /// So much may wait for the guest before we stop reading, in bytes.
-    const MOST: usize = 4096;
+/// So much may wait for the guest before we stop reading, in bytes.
+const MOST: usize = 4096;
+/// Ctrl-D: the end of a terminal's input.
+const END: u8 = 0x04;
+
+/// Sends what a person types to the guest, from a thread of its own, for as long
+/// as the program runs.
+pub fn type_keys(port: Arc<Mutex<Serial>>) {
     let vcpu = ThisThread::get();
     std::thread::spawn(move || {
         let (mut keys, mut buffer) = (Keys::default(), [0; 256]);
@@ -82,25 +86,41 @@ pub fn type_into(port: Arc<Mutex<Serial>>, interactive: bool) {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(_) => return,
             };
-            let (guest, asked) = if interactive { keys.take(typed) } else { (typed.to_vec(), None) };
+            let (guest, asked) = keys.take(typed);
             match asked {
                 Some(Asked::Quit) => return vcpu.interrupt(),
                 Some(Asked::Help) => complain(HELP),
                 None => {}
             }
-            let send = || {
-                let mut port = port.lock().expect("no thread panics while holding a device");
-                let room = port.waiting() < MOST;
-                if room {
-                    port.send(&guest);
-                }
-                room
-            };
-            while !send() {
-                std::thread::sleep(Duration::from_millis(5));
+            send(&port, &guest);
+        }
+    });
+}
+
+/// Sends the lines of stdin to the guest, each when its shell waits for one, and
+/// at their end Ctrl-D, which ends a shell.
+pub fn type_lines(port: Arc<Mutex<Serial>>, screen: Screen) {
+    std::thread::spawn(move || {
+        let (mut lines, mut seen) = (std::io::stdin().lock().lines(), 0);
+        loop {
+            seen = screen.wait_for_prompt(seen);
+            match lines.next() {
+                Some(Ok(line)) => send(&port, format!("{line}\r").as_bytes()),
+                Some(Err(_)) | None => send(&port, &[END]),
             }
         }
     });
+}
+
+fn send(port: &Mutex<Serial>, bytes: &[u8]) {
+    loop {
+        let mut port = port.lock().expect("no thread panics while holding a device");
+        if port.waiting() < MOST {
+            return port.send(bytes);
+        }
+        drop(port);
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[cfg(host_kvm)]

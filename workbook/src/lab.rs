@@ -28,6 +28,7 @@ pub mod shell;
 pub mod program;
 pub mod initramfs;
 pub mod emulator;
+pub mod keyboard;
 pub mod pty;
 pub mod qemu;
 pub mod bochs;
