@@ -1,5 +1,5 @@
-//! Builds every chapter's `guest.s` into an ELF image with nothing but rustc, and
-//! the programs for ring 3 that lie in a chapter's folder `user/`.
+//! Builds every `guest.s`, of a chapter or an example, into an ELF image with nothing
+//! but rustc, and the programs for ring 3 that lie in a chapter's folder `user/`.
 //!
 //! For `chapters/05-protected-mode/guest.s` it leaves in `OUT_DIR`:
 //!
@@ -41,7 +41,7 @@ fn main() -> io::Result<()> {
 
     let out = PathBuf::from(variable("OUT_DIR"));
     let compiler = Compiler::find();
-    for entry in fs::read_dir("chapters")? {
+    for entry in fs::read_dir("chapters")?.chain(fs::read_dir("examples")?) {
         let folder = entry?.path();
         let source = folder.join("guest.s");
         // Chapter 01 gives its guest as bytes; where main.rs asks for a guest, the file must be there.
@@ -99,11 +99,12 @@ fn build_image(name: &str, source: &Path, script: &str, out: &Path, compiler: &C
     fs::write(file("key"), key)
 }
 
-/// `chapters/05-protected-mode/guest.s` belongs to the binary `ch05`.
+/// `chapters/05-protected-mode/guest.s` belongs to the binary `ch05`, `examples/mips/guest.s` to `mips`.
 fn binary_name(source: &Path) -> String {
     let folder = source.parent().and_then(Path::file_name).unwrap_or_default();
     let folder = folder.to_string_lossy();
-    format!("ch{}", folder.split('-').next().unwrap_or_default())
+    let number = folder.split('-').next().unwrap_or_default();
+    if number.parse::<u8>().is_ok() { format!("ch{number}") } else { folder.into_owned() }
 }
 
 /// `chapters/10-system-calls/user/hello.s` is `user-hello`.

@@ -121,7 +121,9 @@ fn report(run: &Run, error: &anyhow::Error) -> Status {
     let unexpected = unexpected.map(|given| run.last_exit().map_or(given.clone(), Unexpected));
     if let Some(unexpected) = unexpected {
         complain(format_args!("{name}: {unexpected}"));
-        if let (Exit::InternalError { suberror: 1 }, Some(place)) = (&unexpected.0, run.last_place()) {
+        if let Exit::InternalError { suberror: 1, missing } = &unexpected.0
+            && let Some(place) = run.last_place(missing.is_none())
+        {
             complain(format_args!("  where: {place}"));
         }
         explain_variant(run);

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use iced_x86::{
-    Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter, SymbolResolver, SymbolResult,
+    Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter, Mnemonic, OpKind, SymbolResolver,
+    SymbolResult,
 };
 
 use crate::guest::Image;
@@ -53,12 +54,18 @@ struct Names(Image);
 impl SymbolResolver for Names {
     fn symbol(
         &mut self,
-        _: &Instruction,
+        instruction: &Instruction,
         _: u32,
-        _: Option<u32>,
+        operand: Option<u32>,
         address: u64,
         _: u32,
     ) -> Option<SymbolResult<'_>> {
+        use Mnemonic::{Add, And, Or, Sub, Test, Xor};
+        // What is added or masked is a number, although a name may stand at the same one.
+        let of_memory = operand.is_none_or(|operand| instruction.op_kind(operand) == OpKind::Memory);
+        if !of_memory && matches!(instruction.mnemonic(), Add | And | Or | Sub | Test | Xor) {
+            return None;
+        }
         let symbol = self.0.symbols().iter().rev().find(|symbol| symbol.address == address)?;
         Some(SymbolResult::with_str(address, &symbol.name))
     }

@@ -23,12 +23,15 @@ pub enum Exit {
     Shutdown,
     /// The CPU refused to enter the guest; `reason` is the vendor's own number.
     FailEntry { reason: u64, cpu: u32 },
-    /// KVM itself could not go on; see [`suberror`].
-    InternalError { suberror: u32 },
+    /// KVM itself could not go on; see [`suberror`]. Of the software machine, `missing` says what it does
+    /// not implement.
+    InternalError { suberror: u32, missing: Option<String> },
     /// A breakpoint or a single step, asked for with KVM_SET_GUEST_DEBUG.
     Debug,
     /// A signal ended KVM_RUN.
     Intr,
+    /// The guest can take an interrupt now: kvm_run's `request_interrupt_window` had asked.
+    IrqWindowOpen,
     /// Any other exit, as kvm-ioctls prints it.
     Other(String),
 }
@@ -62,6 +65,8 @@ impl Exit {
                 names(("KVM_EXIT_HLT", 5), Some(("HLT", 12)), Some(("VMEXIT_HLT", 0x78))),
             Self::MmioRead { .. } | Self::MmioWrite { .. } =>
                 names(("KVM_EXIT_MMIO", 6), Some(("EPT violation", 48)), Some(("VMEXIT_NPF", 0x400))),
+            Self::IrqWindowOpen =>
+                names(("KVM_EXIT_IRQ_WINDOW_OPEN", 7), Some(("Interrupt window", 7)), Some(("VMEXIT_VINTR", 0x64))),
             Self::Shutdown =>
                 names(("KVM_EXIT_SHUTDOWN", 8), Some(("Triple fault", 2)), Some(("VMEXIT_SHUTDOWN", 0x7f))),
             Self::FailEntry { .. } =>
@@ -88,9 +93,12 @@ impl Exit {
             VcpuExit::Hlt => Self::Hlt,
             VcpuExit::Shutdown => Self::Shutdown,
             VcpuExit::FailEntry(reason, cpu) => Self::FailEntry { reason: *reason, cpu: *cpu },
-            VcpuExit::InternalError => Self::InternalError { suberror: details.suberror },
+            VcpuExit::InternalError => {
+                Self::InternalError { suberror: details.suberror, missing: details.missing.clone() }
+            }
             VcpuExit::Debug(_) => Self::Debug,
             VcpuExit::Intr => Self::Intr,
+            VcpuExit::IrqWindowOpen => Self::IrqWindowOpen,
             #[cfg(host_kvm)]
             other => Self::Other(format!("{other:?}")),
         }
@@ -131,8 +139,10 @@ impl fmt::Display for Exit {
                 write!(f, "write {address:#x} <- {}", Items(data.len() as u8, data))
             }
             Self::FailEntry { reason, .. } => write!(f, "reason {reason:#x}"),
-            Self::InternalError { suberror: number } => write!(f, "suberror {number}"),
-            Self::Hlt | Self::Shutdown | Self::Debug | Self::Intr | Self::Other(_) => Ok(()),
+            Self::InternalError { suberror: number, .. } => write!(f, "suberror {number}"),
+            Self::Hlt | Self::Shutdown | Self::Debug | Self::Intr | Self::IrqWindowOpen | Self::Other(_) => {
+                Ok(())
+            }
         }
     }
 }
@@ -188,8 +198,9 @@ impl fmt::Display for Unexpected {
                 f,
                 "the guest ended in {name}: the CPU refused its state at VM entry (reason {reason:#x})"
             ),
-            Exit::InternalError { suberror: number } => {
-                write!(f, "the guest ended in {name}: {} (suberror {number})", suberror(*number))
+            Exit::InternalError { suberror: number, missing } => {
+                let why = missing.as_deref().unwrap_or(suberror(*number));
+                write!(f, "the guest ended in {name}: {why} (suberror {number})")
             }
             exit => write!(f, "no one handles this exit: {name} {exit}"),
         }
@@ -213,6 +224,7 @@ mod tests {
     fn the_numbers_are_the_kernels() {
         let number = |exit: Exit| exit.names().expect("a known exit").kvm.1;
         let io = Exit::IoOut { port: 0, size: 1, data: vec![] };
+        let internal_error = Exit::InternalError { suberror: 1, missing: None };
         assert_eq!(number(io), kvm_bindings::KVM_EXIT_IO);
         assert_eq!(number(Exit::Debug), kvm_bindings::KVM_EXIT_DEBUG);
         assert_eq!(number(Exit::Hlt), kvm_bindings::KVM_EXIT_HLT);
@@ -220,7 +232,8 @@ mod tests {
         assert_eq!(number(mmio), kvm_bindings::KVM_EXIT_MMIO);
         assert_eq!(number(Exit::Shutdown), kvm_bindings::KVM_EXIT_SHUTDOWN);
         assert_eq!(number(Exit::FailEntry { reason: 0, cpu: 0 }), kvm_bindings::KVM_EXIT_FAIL_ENTRY);
+        assert_eq!(number(Exit::IrqWindowOpen), kvm_bindings::KVM_EXIT_IRQ_WINDOW_OPEN);
         assert_eq!(number(Exit::Intr), kvm_bindings::KVM_EXIT_INTR);
-        assert_eq!(number(Exit::InternalError { suberror: 1 }), kvm_bindings::KVM_EXIT_INTERNAL_ERROR);
+        assert_eq!(number(internal_error), kvm_bindings::KVM_EXIT_INTERNAL_ERROR);
     }
 }

@@ -79,12 +79,13 @@ pub struct ProbeResult {
 }
 
 /// What each chapter needs, by name.
-pub const CHAPTERS: [(&str, crate::kvm::Probe); 6] = [
+pub const CHAPTERS: [(&str, crate::kvm::Probe); 7] = [
     ("ch01", crate::kvm::Probe::Real),
     ("ch02", crate::kvm::Probe::Real),
     ("ch03", crate::kvm::Probe::Real),
     ("ch04", crate::kvm::Probe::Real),
     ("ch05", crate::kvm::Probe::Protected),
+    ("ch06", crate::kvm::Probe::Paging32),
     ("ch08", crate::kvm::Probe::Long),
 ];
 

@@ -26,20 +26,19 @@ use absent as host;
 use kvm_ioctls as host;
 
 #[cfg(not(host_kvm))]
-pub use absent::CpuId;
-#[cfg(not(host_kvm))]
 pub use absent::bindings::{
-    kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_dtable, kvm_guest_debug, kvm_regs, kvm_segment, kvm_sregs,
-    kvm_translation, kvm_userspace_memory_region,
+    kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_debugregs, kvm_dtable, kvm_guest_debug, kvm_msr_entry,
+    kvm_regs, kvm_run, kvm_segment, kvm_sregs, kvm_translation, kvm_userspace_memory_region, kvm_vcpu_events,
 };
+#[cfg(not(host_kvm))]
+pub use absent::{CpuId, Msrs};
 pub use host::{Cap, Error, VcpuExit};
+pub use irqchip::{EventFd, IoEventAddress, KVM_PIT_SPEAKER_DUMMY, kvm_lapic_state, kvm_pit_config};
 #[cfg(host_kvm)]
 pub use kvm_bindings::{
-    CpuId, kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_dtable, kvm_guest_debug, kvm_regs, kvm_segment,
-    kvm_sregs, kvm_translation, kvm_userspace_memory_region,
-};
-pub use irqchip::{
-    EventFd, IoEventAddress, KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_lapic_state, kvm_msr_entry, kvm_pit_config,
+    CpuId, Msrs, kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_debugregs, kvm_dtable, kvm_guest_debug,
+    kvm_msr_entry, kvm_regs, kvm_run, kvm_segment, kvm_sregs, kvm_translation, kvm_userspace_memory_region,
+    kvm_vcpu_events,
 };
 pub use open::{Device, OpenError};
 pub use probe::{Failure as ProbeFailure, Probe, Probed};
@@ -179,8 +178,8 @@ impl VmFd {
     /// vCPUs lives, and no Rust reference into it may exist while a vCPU runs.
     ///
     /// # Errors
-    /// `EINVAL` when an address or the size is no multiple of the page size,
-    /// `EEXIST` when the slot overlaps another.
+    /// `EINVAL` when an address or the size is no multiple of the page size, or when a slot that is there
+    /// would get another size, other host memory or become read-only; `EEXIST` when the slot overlaps another.
     pub unsafe fn set_user_memory_region(&self, region: kvm_userspace_memory_region) -> Result<()> {
         match &self.backend {
             // SAFETY: the caller makes the promise that this function asks for, word for word.
@@ -194,6 +193,19 @@ impl VmFd {
             unsafe { slots.set(region) };
         }
         Ok(())
+    }
+
+    /// Which pages of a slot the guest has written since the last call: a bit for each page, the first in
+    /// the lowest bit of the first word. The slot has `KVM_MEM_LOG_DIRTY_PAGES` among its flags, and
+    /// `memory_size` bytes.
+    ///
+    /// # Errors
+    /// `ENOENT` when there is no such slot, or it has no log.
+    pub fn get_dirty_log(&self, slot: u32, memory_size: usize) -> Result<Vec<u64>> {
+        match &self.backend {
+            VmBackend::Host(vm) => vm.get_dirty_log(slot, memory_size),
+            VmBackend::Soft(vm) => vm.get_dirty_log(slot, memory_size),
+        }
     }
 
     /// Sets where Intel's KVM keeps its real-mode task state segment; see [`TSS_ADDRESS`].
@@ -307,12 +319,102 @@ impl VcpuFd {
         }
     }
 
+    /// Reads the model-specific registers that `msrs` names into it; returns how many it read before one
+    /// that the CPU has not.
+    ///
+    /// # Errors
+    /// The errno of `KVM_GET_MSRS`.
+    pub fn get_msrs(&self, msrs: &mut Msrs) -> Result<usize> {
+        match &self.backend {
+            VcpuBackend::Host(vcpu) => vcpu.get_msrs(msrs),
+            VcpuBackend::Soft(vcpu) => vcpu.get_msrs(msrs),
+        }
+    }
+
+    /// Sets model-specific registers; returns how many it set before one that the CPU has not, or that
+    /// cannot hold its value. Set CPUID first.
+    ///
+    /// # Errors
+    /// The errno of `KVM_SET_MSRS`.
+    pub fn set_msrs(&self, msrs: &Msrs) -> Result<usize> {
+        match &self.backend {
+            VcpuBackend::Host(vcpu) => vcpu.set_msrs(msrs),
+            VcpuBackend::Soft(vcpu) => vcpu.set_msrs(msrs),
+        }
+    }
+
+    /// The exceptions and interrupts that the next entry delivers, and what holds them back.
+    ///
+    /// # Errors
+    /// The errno of `KVM_GET_VCPU_EVENTS`.
+    pub fn get_vcpu_events(&self) -> Result<kvm_vcpu_events> {
+        match &self.backend {
+            VcpuBackend::Host(vcpu) => vcpu.get_vcpu_events(),
+            VcpuBackend::Soft(vcpu) => vcpu.get_vcpu_events(),
+        }
+    }
+
+    /// Sets them. Without an interrupt controller in the kernel, `interrupt.injected` and `interrupt.nr`
+    /// are how an interrupt is injected: do so when kvm_run's `ready_for_interrupt_injection` says that
+    /// the guest can take one.
+    ///
+    /// # Errors
+    /// `EINVAL` for a flag that KVM does not know, or an exception that is none.
+    pub fn set_vcpu_events(&self, vcpu_events: &kvm_vcpu_events) -> Result<()> {
+        match &self.backend {
+            VcpuBackend::Host(vcpu) => vcpu.set_vcpu_events(vcpu_events),
+            VcpuBackend::Soft(vcpu) => vcpu.set_vcpu_events(vcpu_events),
+        }
+    }
+
+    /// Queues a non-maskable interrupt.
+    ///
+    /// # Errors
+    /// The errno of `KVM_NMI`.
+    pub fn nmi(&self) -> Result<()> {
+        match &self.backend {
+            VcpuBackend::Host(vcpu) => vcpu.nmi(),
+            VcpuBackend::Soft(vcpu) => vcpu.nmi(),
+        }
+    }
+
+    /// The page that KVM shares with the vCPU's owner: what the last exit said, and what the next entry
+    /// is asked for.
+    pub fn get_kvm_run(&mut self) -> &mut kvm_run {
+        match &mut self.backend {
+            VcpuBackend::Host(vcpu) => vcpu.get_kvm_run(),
+            VcpuBackend::Soft(vcpu) => vcpu.get_kvm_run(),
+        }
+    }
+
     /// Sets single-stepping and breakpoints from outside the guest.
     ///
     /// # Errors
     /// The errno of `KVM_SET_GUEST_DEBUG`.
     pub fn set_guest_debug(&self, debug: &kvm_guest_debug) -> Result<()> {
         self.backend.set_guest_debug(debug)
+    }
+
+    /// The guest's debug registers.
+    ///
+    /// # Errors
+    /// The errno of `KVM_GET_DEBUGREGS`.
+    pub fn get_debug_regs(&self) -> Result<kvm_debugregs> {
+        match &self.backend {
+            VcpuBackend::Host(vcpu) => vcpu.get_debug_regs(),
+            VcpuBackend::Soft(vcpu) => vcpu.get_debug_regs(),
+        }
+    }
+
+    /// Sets the guest's debug registers.
+    ///
+    /// # Errors
+    /// `EINVAL` where DR6 or DR7 has bits above 31.
+    pub fn set_debug_regs(&self, debug_regs: &kvm_debugregs) -> Result<()> {
+        match &self.backend {
+            VcpuBackend::Host(vcpu) => vcpu.set_debug_regs(debug_regs),
+            VcpuBackend::Soft(vcpu) => vcpu.set_debug_regs(debug_regs),
+        }
     }
 
     /// Translates a linear address of the guest as its MMU would.
@@ -387,10 +489,7 @@ impl VcpuBackend {
     /// The byte of kvm_run that a signal handler sets to end `KVM_RUN`.
     pub(crate) fn immediate_exit(&mut self) -> *mut u8 {
         match self {
-            #[cfg(host_kvm)]
             Self::Host(vcpu) => &raw mut vcpu.get_kvm_run().immediate_exit,
-            #[cfg(not(host_kvm))]
-            Self::Host(vcpu) => vcpu.get_kvm_run().immediate_exit(),
             Self::Soft(vcpu) => vcpu.immediate_exit(),
         }
     }
@@ -405,7 +504,10 @@ impl VcpuBackend {
     /// What kvm_run says of the last exit beyond [`VcpuExit`].
     pub(crate) fn details(&mut self) -> Details {
         match self {
+            #[cfg(host_kvm)]
             Self::Host(vcpu) => Details::of(vcpu.get_kvm_run()),
+            #[cfg(not(host_kvm))]
+            Self::Host(vcpu) => match *vcpu {},
             Self::Soft(vcpu) => vcpu.details(),
         }
     }
@@ -419,6 +521,8 @@ pub struct Details {
     pub io_size: u8,
     /// `KVM_EXIT_INTERNAL_ERROR`: what KVM could not do; see [`crate::exit::suberror`].
     pub suberror: u32,
+    /// What the software machine does not implement, as a sentence.
+    pub missing: Option<String>,
 }
 
 impl Details {
@@ -438,11 +542,6 @@ impl Details {
             }
         }
     }
-
-    #[cfg(not(host_kvm))]
-    fn of(run: &absent::kvm_run) -> Self {
-        match *run {}
-    }
 }
 
 #[cfg(all(test, host_kvm))]
@@ -453,11 +552,16 @@ mod tests {
     macro_rules! same_layout {
         ($name:ident: $($field:ident),*) => {
             assert_eq!(size_of::<portable::$name>(), size_of::<kvm_bindings::$name>());
-            $(assert_eq!(
-                offset_of!(portable::$name, $field),
-                offset_of!(kvm_bindings::$name, $field),
-                concat!(stringify!($name), ".", stringify!($field)),
-            );)*
+            $(same_place!($name, $field);)*
+        };
+    }
+    macro_rules! same_place {
+        ($name:ident, $($field:ident).+) => {
+            assert_eq!(
+                offset_of!(portable::$name, $($field).+),
+                offset_of!(kvm_bindings::$name, $($field).+),
+                concat!(stringify!($name), ".", stringify!($($field).+)),
+            );
         };
     }
 
@@ -469,8 +573,31 @@ mod tests {
         same_layout!(kvm_sregs: cs, ds, es, fs, gs, ss, tr, ldt, gdt, idt, cr0, cr2, cr3, cr4, cr8, efer, apic_base, interrupt_bitmap);
         same_layout!(kvm_translation: linear_address, physical_address, valid, writeable, usermode);
         same_layout!(kvm_debug_exit_arch: exception, pc, dr6, dr7);
+        same_layout!(kvm_debugregs: db, dr6, dr7, flags);
         same_layout!(kvm_guest_debug: control, arch);
         same_layout!(kvm_cpuid_entry2: function, index, flags, eax, ebx, ecx, edx);
         same_layout!(kvm_userspace_memory_region: slot, flags, guest_phys_addr, memory_size, userspace_addr);
+        same_layout!(kvm_msr_entry: index, data);
+        same_layout!(kvm_vcpu_events: exception, interrupt, nmi, sipi_vector, flags, smi, triple_fault, exception_has_payload, exception_payload);
+        same_place!(kvm_vcpu_events, exception.injected);
+        same_place!(kvm_vcpu_events, exception.nr);
+        same_place!(kvm_vcpu_events, exception.has_error_code);
+        same_place!(kvm_vcpu_events, exception.pending);
+        same_place!(kvm_vcpu_events, exception.error_code);
+        same_place!(kvm_vcpu_events, interrupt.injected);
+        same_place!(kvm_vcpu_events, interrupt.nr);
+        same_place!(kvm_vcpu_events, interrupt.soft);
+        same_place!(kvm_vcpu_events, interrupt.shadow);
+        same_place!(kvm_vcpu_events, nmi.injected);
+        same_place!(kvm_vcpu_events, nmi.pending);
+        same_place!(kvm_vcpu_events, nmi.masked);
+        same_place!(kvm_run, request_interrupt_window);
+        same_place!(kvm_run, immediate_exit);
+        same_place!(kvm_run, exit_reason);
+        same_place!(kvm_run, ready_for_interrupt_injection);
+        same_place!(kvm_run, if_flag);
+        same_place!(kvm_run, flags);
+        same_place!(kvm_run, cr8);
+        same_place!(kvm_run, apic_base);
     }
 }

@@ -1,6 +1,7 @@
 //! A run of a chapter: what was asked for, until when, what has happened, and
 //! where it is written. Chapter 02.
 
+mod handlers;
 pub(crate) mod interrupt;
 pub mod options;
 pub mod screen;
@@ -119,9 +120,10 @@ impl Run {
         self.recorder().last_exit()
     }
 
-    /// Where KVM's emulator gave up at the last exit, in words.
-    pub(crate) fn last_place(&self) -> Option<String> {
-        self.recorder().last_place()
+    /// Where KVM's emulator gave up at the last exit, in words; `blame` says that it did so at the
+    /// instruction.
+    pub(crate) fn last_place(&self, blame: bool) -> Option<String> {
+        self.recorder().last_place(blame)
     }
 
     /// What each vCPU started from and was told, in the order of their first entries.

@@ -1,5 +1,11 @@
 //! Segment descriptors, and the hidden part of a segment register that the CPU
-//! loads from one. Chapter 05.
+//! loads from one, chapter 05; gates and the task state segment, chapter 07.
+
+mod gate;
+mod task;
+
+pub use gate::{Gate, GateKind};
+pub use task::{tss32, tss64};
 
 use crate::kvm::kvm_segment;
 
@@ -11,6 +17,7 @@ mod bits {
     pub const WRITABLE: u64 = 1 << 41; // W/R  data: writable; code: readable
     pub const CODE: u64     = 1 << 43; //      0 = data
     pub const S: u64        = 1 << 44; // S    0 = system segment (TSS, LDT, gate)
+    pub const RING_3: u64   = 3 << 45; // DPL
     pub const PRESENT: u64  = 1 << 47; // P
     pub const LONG: u64     = 1 << 53; // L    64-bit code
     pub const SIZE_32: u64  = 1 << 54; // D/B  must be 0 when L = 1
@@ -42,6 +49,27 @@ impl Descriptor {
     pub const DATA: Self = Self(PRESENT_SEGMENT | bits::SIZE_32 | bits::PAGES);
     /// 64-bit code, ring 0; base and limit are ignored.
     pub const CODE_64: Self = Self(PRESENT_SEGMENT | bits::CODE | bits::LONG | bits::PAGES);
+    /// [`Self::CODE_32`] of ring 3.
+    pub const USER_CODE_32: Self = Self(Self::CODE_32.0 | bits::RING_3);
+    /// [`Self::DATA`] of ring 3.
+    pub const USER_DATA: Self = Self(Self::DATA.0 | bits::RING_3);
+    /// [`Self::CODE_64`] of ring 3.
+    pub const USER_CODE_64: Self = Self(Self::CODE_64.0 | bits::RING_3);
+
+    /// An available 32-bit TSS, or the lower half of a 64-bit one (the upper half
+    /// is bits 63:32 of the base), whose last byte has the offset `limit`. `ltr`
+    /// makes it busy. Intel SDM Vol. 3A, "TSS Descriptor".
+    ///
+    /// # Panics
+    /// When the limit has more than 20 bits.
+    #[must_use]
+    pub const fn task_state(base: u32, limit: u32) -> Self {
+        assert!(limit < 1 << 20, "a limit has 20 bits");
+        let (base, limit) = (base as u64, limit as u64);
+        let low = limit & 0xffff | (base & 0xff_ffff) << 16;
+        let high = (limit & 0xf_0000) << 32 | (base & 0xff00_0000) << 32;
+        Self(low | high | (AVAILABLE_TSS as u64) << 40 | bits::PRESENT)
+    }
 
     // ANCHOR: load
     /// The segment register after `selector` was loaded and the CPU found this
@@ -70,7 +98,10 @@ impl Descriptor {
     // ANCHOR_END: load
 }
 
-/// The type of a busy 32-bit or 64-bit TSS. Intel SDM Vol. 3A, "System Descriptor Types".
+/// The type of a 32-bit or 64-bit TSS that no task register holds. Intel SDM Vol. 3A, "System
+/// Descriptor Types".
+pub const AVAILABLE_TSS: u8 = 9;
+/// The type of one that `ltr` has loaded.
 pub const BUSY_TSS: u8 = 11;
 
 /// A task register that VM entry accepts and the guest never uses: no selector,
@@ -98,6 +129,19 @@ mod tests {
         assert_eq!(Descriptor::CODE_32.0, 0x00cf_9b00_0000_ffff);
         assert_eq!(Descriptor::DATA.0, 0x00cf_9300_0000_ffff);
         assert_eq!(Descriptor::CODE_64.0, 0x00af_9b00_0000_ffff);
+        assert_eq!(Descriptor::USER_CODE_32.0, 0x00cf_fb00_0000_ffff);
+        assert_eq!(Descriptor::USER_DATA.0, 0x00cf_f300_0000_ffff);
+        assert_eq!(Descriptor::USER_CODE_64.0, 0x00af_fb00_0000_ffff);
+    }
+
+    /// `arch/x86/include/asm/desc.h`: `set_tssldt_descriptor` with DESC_TSS.
+    #[test]
+    fn a_tss_descriptor_scatters_base_and_limit_and_is_no_code_or_data() {
+        let descriptor = Descriptor::task_state(0x1234_5678, 0x67);
+        assert_eq!(descriptor.0, 0x1200_8934_5678_0067);
+        let task = descriptor.load(0x28);
+        assert_eq!((task.base, task.limit, task.type_), (0x1234_5678, 0x67, AVAILABLE_TSS));
+        assert_eq!((task.present, task.s, task.dpl), (1, 0, 0));
     }
 
     #[test]

@@ -28,6 +28,7 @@ const CH02: &str = env!("CARGO_BIN_EXE_ch02");
 const CH03: &str = env!("CARGO_BIN_EXE_ch03");
 const CH04: &str = env!("CARGO_BIN_EXE_ch04");
 const CH05: &str = env!("CARGO_BIN_EXE_ch05");
+const CH06: &str = env!("CARGO_BIN_EXE_ch06");
 const CH08: &str = env!("CARGO_BIN_EXE_ch08");
 
 #[rustfmt::skip] // a case a line
@@ -52,6 +53,11 @@ const CASES: &[Case] = &[
     case("ch05--break-gdt-limit", CH05, &["--break", "gdt-limit"]),
     case("ch05--break-not-present", CH05, &["--break", "not-present"]),
     case("ch05--break-read-only-stack", CH05, &["--break", "read-only-stack"]),
+    case("ch06", CH06, &[]),
+    case("ch06--walk", CH06, &["--walk", "0x401000", "--walk", "0x20f0"]),
+    case("ch06--break-no-identity", CH06, &["--break", "no-identity"]),
+    case("ch06--break-read-only", CH06, &["--break", "read-only"]),
+    case("ch06--break-lost-directory", CH06, &["--break", "lost-directory"]),
     case("ch08", CH08, &[]),
     case("ch08--steps", CH08, &["--steps"]),
     case("ch08--break-no-lme", CH08, &["--break", "no-lme"]),
@@ -71,6 +77,7 @@ const WITHOUT_A_MACHINE: &[Case] = &[
     case("ch03--break-list", CH03, &["--break", "list"]),
     case("ch04--break-list", CH04, &["--break", "list"]),
     case("ch05--break-list", CH05, &["--break", "list"]),
+    case("ch06--break-list", CH06, &["--break", "list"]),
     case("ch08--break-list", CH08, &["--break", "list"]),
     case("ch05--listing", CH05, &["--listing"]),
     case("ch08--listing", CH08, &["--listing"]),

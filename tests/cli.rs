@@ -16,6 +16,7 @@ const CH01: &str = env!("CARGO_BIN_EXE_ch01");
 const CH02: &str = env!("CARGO_BIN_EXE_ch02");
 const CH04: &str = env!("CARGO_BIN_EXE_ch04");
 const CH05: &str = env!("CARGO_BIN_EXE_ch05");
+const CH06: &str = env!("CARGO_BIN_EXE_ch06");
 const CH08: &str = env!("CARGO_BIN_EXE_ch08");
 
 /// The program away from every setting of the reader's.
@@ -56,6 +57,15 @@ fn assert_refused(output: &Output, words: &str) {
     assert_eq!(text(&output.stdout), "", "half-printed");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
     assert!(stderr.contains(words), "{words:?} is not in: {stderr}");
+}
+
+#[test]
+fn a_walk_wants_an_address_of_32_bits() {
+    for address in ["", "page", "0x", "-1", "0x100000000", "0x1000,there", "4096.0"] {
+        assert_refused(&run(CH06, &["--backend", "soft", "--walk", address]), "--walk takes an address");
+    }
+    let here = run(CH06, &["--backend", "soft", "--walk", "20480,host"]);
+    assert!(text(&here.stdout).contains("slot 0 + 0x5000 = 0x"), "{}", text(&here.stdout));
 }
 
 #[test]

@@ -39,7 +39,9 @@ pub fn memory_size(text: &str) -> Result<usize, BadInput> {
         return Err(BadInput(format!("--memory takes a size such as 512M or 1G, and {text:?} is none")));
     };
     if size == 0 || size % 4096 != 0 {
-        return Err(BadInput(format!("memory comes in pages of 4096 bytes, and {text} is no whole number of them")));
+        return Err(BadInput(format!(
+            "memory comes in pages of 4096 bytes, and {text} is no whole number of them"
+        )));
     }
     if size > MOST {
         return Err(BadInput(format!(
@@ -58,7 +60,9 @@ mod tests {
         assert_eq!(memory_size("512M").ok(), Some(512 << 20));
         assert_eq!(memory_size("3g").ok(), Some(3 << 30));
         assert_eq!(memory_size("8192").ok(), Some(8192));
-        for bad in ["", "M", "many", "-1M", "0", "1", "4097K1", "1K", "4G", "99999999999G", "512MB", "\u{b5}M"] {
+        for bad in
+            ["", "M", "many", "-1M", "0", "1", "4097K1", "1K", "4G", "99999999999G", "512MB", "\u{b5}M"]
+        {
             assert!(memory_size(bad).is_err(), "{bad:?}");
         }
     }

@@ -29,8 +29,16 @@ const CHAPTER: Chapter = Chapter {
     needs: Probe::Native,
     flags: &[
         Flag { name: "kernel", value: "FILE", what: "a bzImage, or an ELF vmlinux [default: the lab's]" },
-        Flag { name: "initrd", value: "FILE", what: "an initramfs [default: a shell, beside the lab's kernel]" },
-        Flag { name: "cmdline", value: "TEXT", what: "the kernel's command line\n[default: console=ttyS0 panic=-1]" },
+        Flag {
+            name: "initrd",
+            value: "FILE",
+            what: "an initramfs [default: a shell, beside the lab's kernel]",
+        },
+        Flag {
+            name: "cmdline",
+            value: "TEXT",
+            what: "the kernel's command line\n[default: console=ttyS0 panic=-1]",
+        },
         Flag { name: "memory", value: "SIZE", what: "such as 512M or 1G [default: 256M]" },
         Flag { name: "exits", value: "FILE", what: "write there how many exits of which kind it took" },
     ],

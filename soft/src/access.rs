@@ -5,7 +5,7 @@ use crate::cpu::{Cpu, Pending};
 use crate::exit::Exit;
 use crate::memory::{OFFSET, PAGE_SIZE, Page};
 use crate::paging::Intent;
-use crate::stop::{Done, Fault, Stop};
+use crate::stop::{Done, Fault, Missing, Stop};
 use crate::tlb::Entry;
 
 /// The most MMIO accesses that one instruction can make: a string input of 1024 bytes.
@@ -117,12 +117,14 @@ impl Cpu {
     #[cold]
     fn read_slowly(&mut self, linear: u64, size: usize, user: bool) -> Result<u64, Stop> {
         let parts = self.translate_parts(linear, size, Intent::Read, user)?;
-        let low = self.read_physical(parts.physical[0], parts.first)?;
-        if parts.first == size {
-            return Ok(low);
+        let mut value = self.read_physical(parts.physical[0], parts.first)?;
+        if parts.first < size {
+            value |= self.read_physical(parts.physical[1], size - parts.first)? << (8 * parts.first);
         }
-        let high = self.read_physical(parts.physical[1], size - parts.first)?;
-        Ok(low | high << (8 * parts.first))
+        if self.debug.data {
+            self.note_data(linear, size, Intent::Read);
+        }
+        Ok(value)
     }
 
     #[cold]
@@ -131,6 +133,9 @@ impl Cpu {
         self.write_physical(parts.physical[0], parts.first, value)?;
         if parts.first < size {
             self.write_physical(parts.physical[1], size - parts.first, value >> (8 * parts.first))?;
+        }
+        if self.debug.data {
+            self.note_data(linear, size, Intent::Write);
         }
         Ok(())
     }
@@ -175,17 +180,22 @@ impl Cpu {
         })?;
         self.mark_accessed(&mapping, intent);
         let physical = mapping.physical;
+        if intent == Intent::Write {
+            self.slots.mark_dirty(physical);
+        }
         let tag = self.tlb.tag(linear);
         let right = |given: bool| if given { tag } else { 0 };
-        // Where SMAP may forbid an access, or allow it again, each one asks anew.
+        // Where SMAP may forbid an access, or allow it again, and where a breakpoint is, each one asks anew.
         let code = intent == Intent::Fetch;
-        let asks_anew = !code && mapping.user && !user && self.cr4_has(crate::registers::cr4::SMAP);
+        let smap = mapping.user && !user && self.cr4_has(crate::registers::cr4::SMAP);
+        let asks_anew = !code && (smap || self.debug.watches_page(linear));
         if let Some(page) = self.slots.page(physical)
             && !asks_anew
         {
             let writable = mapping.write_is_free(intent)
                 && self.slots.writable(physical).is_some()
-                && !self.code_pages.holds_code(physical);
+                && !self.code_pages.holds_code(physical)
+                && (intent == Intent::Write || !self.slots.is_logged(physical));
             let entry = Entry {
                 read: right(!code),
                 write: right(!code && writable),
@@ -234,7 +244,7 @@ impl Cpu {
             mmio.answered = mmio.used;
         }
         if mmio.answered == MOST {
-            return Err(Stop::Unimplemented);
+            return Err(Stop::Missing(Missing::Accesses));
         }
         self.leave(Exit::MmioRead { address, size }, Pending::MmioRead { address, size })
     }
@@ -242,7 +252,7 @@ impl Cpu {
     fn write_hole(&mut self, address: u64, size: u8, value: u64) -> Done {
         let mmio = &mut self.mmio;
         if mmio.written == MOST {
-            return Err(Stop::Unimplemented);
+            return Err(Stop::Missing(Missing::Accesses));
         }
         mmio.writes[mmio.written] = Piece { address, size, value };
         mmio.written += 1;

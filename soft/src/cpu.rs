@@ -2,6 +2,7 @@
 
 use crate::access::Mmio;
 use crate::cache::CodePages;
+use crate::debug::{Debug, bits};
 use crate::exit::Exit;
 use crate::msr::Msrs;
 use crate::registers::{Regs, Segment, Sregs, Table, cr0, cr4, efer, rflags};
@@ -88,6 +89,12 @@ pub struct Cpu {
     pub pdptes: [u64; 4],
     /// DR0 to DR7.
     pub dr: [u64; 8],
+    /// The hypervisor's, which hold in place of the guest's.
+    pub debugger: Option<[u64; 8]>,
+    /// Which breakpoints are on: [`Cpu::update_breakpoints`] keeps it.
+    pub debug: Debug,
+    /// The hypervisor wants to see every `int3`.
+    pub show_int3: bool,
     /// Model-specific registers.
     pub msrs: Msrs,
     /// XMM0 to XMM15.
@@ -106,6 +113,8 @@ pub struct Cpu {
     pub instructions: u64,
     /// Iterations of repeated string instructions.
     pub iterations: u64,
+    /// Nanoseconds that went by in `hlt`, with interrupt controllers.
+    pub idle: u64,
 
     /// Translations that were made before.
     pub tlb: Tlb,
@@ -119,6 +128,8 @@ pub struct Cpu {
     pub leave_block: bool,
     /// No interrupt or trap before the next instruction: STI, and MOV and POP to SS.
     pub shadow: Shadow,
+    /// In the handler of a non-maskable interrupt: the next one waits for IRET.
+    pub nmi_masked: bool,
     /// The exit that [`Stop::Exit`] speaks of.
     pub exit: Exit,
     /// The data of an exit, at an address of its own: whoever was shown it may keep looking.
@@ -127,6 +138,8 @@ pub struct Cpu {
     pub pending: Pending,
     /// One instruction at a time, and one iteration of a repeated one.
     pub stepping: bool,
+    /// A repeated instruction has more iterations to go.
+    pub repeats: bool,
     /// The instruction has entered an interrupt's or an exception's handler.
     pub delivered: bool,
     /// The answer to a string input, as far as it is not in memory yet; an exit in between would
@@ -203,7 +216,10 @@ impl Cpu {
             efer: 0,
             pdptes: [0; 4],
             // Fixed bits. Intel SDM Vol. 3B, "Debug Registers".
-            dr: [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400],
+            dr: [0, 0, 0, 0, 0, 0, bits::DR6_FIXED, bits::DR7_FIXED],
+            debugger: None,
+            debug: Debug::reset(),
+            show_int3: false,
             msrs: Msrs::reset(),
             xmm: [0; 16],
             // Every exception masked. Intel SDM Vol. 1, "MXCSR Control and Status Register".
@@ -214,16 +230,19 @@ impl Cpu {
             cpuid: Vec::new(),
             instructions: 0,
             iterations: 0,
+            idle: 0,
             tlb: Tlb::default(),
             slots: Slots::default(),
             code_pages: CodePages::default(),
             mmio: Mmio::default(),
             leave_block: false,
             shadow: Shadow::None,
+            nmi_masked: false,
             exit: Exit::Budget,
             data: vec![0; DATA],
             pending: Pending::Nothing,
             stepping: false,
+            repeats: false,
             delivered: false,
             input: Vec::with_capacity(DATA),
         };

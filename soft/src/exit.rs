@@ -41,6 +41,13 @@ pub enum Exit {
     Hlt,
     /// A triple fault.
     Shutdown,
+    /// The CPU does not enter this state.
+    FailEntry {
+        /// Intel's exit reason, with its highest bit set.
+        reason: u64,
+    },
+    /// The guest can take an interrupt now, which the hypervisor wanted to know.
+    IrqWindowOpen,
     /// The machine cannot go on; 1 is an instruction that it does not have, or cannot fetch.
     InternalError {
         /// KVM's number: `include/uapi/linux/kvm.h`.
@@ -48,11 +55,18 @@ pub enum Exit {
     },
     /// A single step, a breakpoint.
     Debug {
-        /// Where: the linear address of the next instruction.
+        /// 1 for the debug exception, 3 for `int3`.
+        exception: u8,
+        /// Where: the linear address of the next instruction; of `int3`, its own.
         pc: u64,
         /// What DR6 would say.
         dr6: u64,
+        /// What DR7 holds: the hypervisor's, where it has given breakpoints, else the guest's.
+        dr7: u64,
     },
     /// The instructions that one run may take are used up: run again.
     Budget,
+    /// The guest waits in a `hlt`, no timer runs, and the interrupt controllers have nothing for it: only
+    /// a line from outside can wake it.
+    Idle,
 }

@@ -5,13 +5,13 @@ use crate::cpu::{Cpu, seg};
 use crate::memory::OFFSET;
 use crate::paging::Intent;
 use crate::segment::is_canonical;
-use crate::stop::{Fault, Stop};
+use crate::stop::{Fault, Missing, Stop};
 
 impl Cpu {
     /// The memory at RIP.
     ///
     /// # Errors
-    /// #GP(0) outside CS, #PF; [`Stop::Unimplemented`] where no memory is, which KVM cannot execute either.
+    /// #GP(0) outside CS, #PF; [`Stop::Missing`] where no memory is, which KVM cannot execute either.
     #[inline(always)]
     pub fn fetch(&mut self) -> Result<Wanted, Stop> {
         let inside = if self.in_64_bit() {
@@ -37,7 +37,7 @@ impl Cpu {
             self.translate(linear, Intent::Fetch, user)?;
             entry = self.tlb.code(linear, user);
             if entry.execute != self.tlb.tag(linear) {
-                return Err(Stop::Unimplemented);
+                return Err(Stop::Missing(Missing::Memory));
             }
         }
         let physical = entry.physical | linear & OFFSET;

@@ -23,10 +23,10 @@ use iced_x86::{Instruction, Mnemonic};
 use crate::cpu::Cpu;
 use crate::decode::LONGEST;
 use crate::op::{Handler, Op};
-use crate::stop::{Done, Fault, Stop};
+use crate::stop::{Done, Fault, Missing, Stop};
 
 /// What executes an instruction: for one that no CPU has #UD, for one that nobody has written here
-/// [`Stop::Unimplemented`].
+/// [`Stop::Missing`].
 pub fn handler(instruction: &Instruction) -> Handler {
     if instruction.is_invalid() {
         // The decoder does not say that an instruction is too long, only that it gave up at byte 15.
@@ -65,5 +65,5 @@ fn too_long(_: &mut Cpu, _: &Op) -> Done {
 }
 
 fn unimplemented(_: &mut Cpu, _: &Op) -> Done {
-    Err(Stop::Unimplemented)
+    Err(Stop::Missing(Missing::Instruction))
 }

@@ -5,7 +5,7 @@
 use crate::cpu::{CodeSize, Cpu, gpr, seg};
 use crate::descriptor::{code_of, null_segment};
 use crate::registers::{kind, rflags};
-use crate::stop::{Done, Fault, Stop, vector};
+use crate::stop::{Done, Fault, Missing, Stop, vector};
 
 /// Why the IDT is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,10 +18,14 @@ pub enum Source {
     Software,
     /// A device.
     External,
+    /// A device that cannot be kept waiting.
+    NonMaskable,
+    /// An exception that the hypervisor injects: it returns where it is told to.
+    Injected,
 }
 
 /// An event to be delivered.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
     /// Its vector.
     pub vector: u8,
@@ -41,18 +45,10 @@ const IDT: u16 = 2;
 pub struct TripleFault;
 
 impl Cpu {
-    /// Delivers an exception, or the double fault that it becomes.
-    ///
-    /// # Errors
-    /// What the machine cannot do; the inner error is the triple fault.
-    pub fn raise(&mut self, fault: Fault) -> Result<Result<(), TripleFault>, Stop> {
-        self.deliver(Event { vector: fault.vector, code: fault.code, source: Source::Fault })
-    }
-
     /// Delivers an event; an exception on the way takes its place, or makes a double fault of both.
     ///
     /// # Errors
-    /// As [`Cpu::raise`].
+    /// What the machine cannot do; the inner error is the triple fault.
     pub fn deliver(&mut self, mut event: Event) -> Result<Result<(), TripleFault>, Stop> {
         loop {
             match self.all_or_nothing(|cpu| cpu.enter_handler(&event)) {
@@ -124,7 +120,7 @@ impl Cpu {
             (kind::INTERRUPT_GATE | kind::TRAP_GATE, true) => 8,
             (kind::INTERRUPT_GATE | kind::TRAP_GATE, false) => 4,
             (kind::INTERRUPT_GATE_16 | kind::TRAP_GATE_16, false) => 2,
-            (kind::TASK_GATE, false) => return Err(Stop::Unimplemented),
+            (kind::TASK_GATE, false) => return Err(Stop::Missing(Missing::Tasks)),
             _ => return Err(refused.into()),
         };
         let offset = low & 0xffff | low >> 32 & 0xffff_0000 | high << 32;
@@ -250,7 +246,7 @@ fn combine(first: &Event, second: Fault) -> Option<Event> {
     let (earlier, later) = (class(first.vector), class(second.vector));
     let earlier =
         if matches!(first.source, Source::Software | Source::External) { Class::Benign } else { earlier };
-    if first.vector == vector::DOUBLE_FAULT && first.source == Source::Fault {
+    if first.vector == vector::DOUBLE_FAULT && matches!(first.source, Source::Fault | Source::Injected) {
         return None;
     }
     let double = match earlier {

@@ -11,7 +11,10 @@
 //! with a VEX prefix or newer.
 //!
 //! Nothing here depends on the host: no files, no threads, no clock. The time
-//! stamp counter counts instructions, so a run can be repeated exactly.
+//! stamp counter and the timers count instructions, so a run can be repeated
+//! exactly. A machine with interrupt controllers has a PC's: 8259A pair, I/O APIC,
+//! a local APIC a CPU, 8254. There `hlt` waits inside, and the time until the next
+//! timer's event goes by at once.
 //!
 //! In reading order:
 
@@ -21,7 +24,8 @@ mod errno; // The ioctls' errors.
 mod exit; // What a run comes back with.
 mod registers; // The registers, with KVM's names.
 mod memory; // A page of guest memory: the one module with unsafe code.
-mod slots; // Which memory is where.
+mod slots; // Which memory is where,
+mod dirty; // and which of it was written.
 mod machine; // A VM.
 mod vcpu; // A vCPU, and the loop that executes.
 mod cpu; // The CPU's state.
@@ -40,11 +44,15 @@ mod instructions; // What each instruction does.
 mod descriptor; // Segment registers in protected mode.
 mod transfer; // Going to another code segment.
 mod interrupt; // Going to a handler.
+mod events; // What waits to be delivered.
+mod debug; // Breakpoints.
 mod cpuid; // What the CPU says of itself.
 mod msr; // Model-specific registers.
+mod chipset; // Interrupt controllers and timers.
 
 pub use cpuid::{CpuidEntry, supported as supported_cpuid};
 pub use errno::Errno;
+pub use events::{Events, Exception, Interrupt};
 pub use exit::Exit;
 pub use machine::Machine;
 pub use registers::{Regs, Segment, Sregs, Table};

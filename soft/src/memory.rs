@@ -106,7 +106,7 @@ pub mod tests {
             guest_phys_addr: 0x1000,
             memory_size: PAGE_SIZE,
             userspace_addr: leak(1),
-            read_only: false,
+            ..Slot::default()
         };
         Page::of(&slot, 0x1000)
     }

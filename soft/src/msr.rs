@@ -75,7 +75,12 @@ const REFUSED: Fault = Fault::general_protection(0);
 impl Cpu {
     /// The time stamp counter: an instruction a tick, so that a run can be repeated.
     pub fn time_stamp(&self) -> u64 {
-        self.instructions.wrapping_add(self.msrs.tsc_offset)
+        self.nanoseconds().wrapping_add(self.msrs.tsc_offset)
+    }
+
+    /// The time of the machine's timers: an instruction is a nanosecond, and `hlt` waits.
+    pub fn nanoseconds(&self) -> u64 {
+        self.instructions.wrapping_add(self.idle)
     }
 
     /// RDMSR.
@@ -113,7 +118,7 @@ impl Cpu {
     pub fn write_msr(&mut self, register: u32, value: u64) -> Result<(), Fault> {
         let address = if is_canonical(value) { Ok(value) } else { Err(REFUSED) };
         match register {
-            number::TSC => self.msrs.tsc_offset = value.wrapping_sub(self.instructions),
+            number::TSC => self.msrs.tsc_offset = value.wrapping_sub(self.nanoseconds()),
             number::APIC_BASE => self.msrs.apic_base = value,
             number::BIOS_SIGN_ID => {}
             number::SYSENTER_CS => self.msrs.sysenter_cs = value,

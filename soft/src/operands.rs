@@ -4,7 +4,7 @@ use crate::cpu::{Cpu, gpr};
 use crate::flags::mask;
 use crate::op::{Op, Operand, Place};
 use crate::paging::Intent;
-use crate::stop::{Done, Fault, Stop};
+use crate::stop::{Done, Fault, Missing, Stop};
 
 impl Cpu {
     /// The offset of the memory operand in its segment: LEA's answer.
@@ -31,7 +31,7 @@ impl Cpu {
             Place::Memory => self.read_at(usize::from(op.address.segment), self.offset(op), operand.size),
             Place::HighByte => Ok(self.gpr[usize::from(operand.number)] >> 8 & 0xff),
             Place::Segment => Ok(u64::from(self.segments[usize::from(operand.number)].selector)),
-            _ => Err(Stop::Unimplemented),
+            _ => Err(Stop::Missing(Missing::Instruction)),
         }
     }
 
@@ -65,7 +65,7 @@ impl Cpu {
                 *register = *register & !0xff00 | (value & 0xff) << 8;
                 Ok(())
             }
-            _ => Err(Stop::Unimplemented),
+            _ => Err(Stop::Missing(Missing::Instruction)),
         }
     }
 

@@ -209,6 +209,7 @@ impl Cpu {
             if value & wanted != wanted {
                 page.write(address & OFFSET, mapping.entry_size, value | wanted);
                 self.note_write(address, mapping.entry_size as u64);
+                self.slots.mark_dirty(address);
             }
         }
     }

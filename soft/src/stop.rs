@@ -5,6 +5,7 @@
 pub mod vector {
     pub const DIVIDE_ERROR: u8          = 0;  // #DE
     pub const DEBUG: u8                 = 1;  // #DB
+    pub const NMI: u8                   = 2;
     pub const BREAKPOINT: u8            = 3;  // #BP
     pub const OVERFLOW: u8              = 4;  // #OF
     pub const BOUND: u8                 = 5;  // #BR
@@ -86,8 +87,23 @@ pub enum Stop {
     Fault(Fault),
     /// The vCPU leaves the guest; [`crate::cpu::Cpu::exit`] says why.
     Exit,
-    /// Nobody has written this instruction, or this part of it: KVM's emulation failure.
-    Unimplemented,
+    /// The machine cannot go on: KVM's emulation failure.
+    Missing(Missing),
+}
+
+/// What the machine would need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// Nobody has written this instruction.
+    Instruction,
+    /// Task switches.
+    Tasks,
+    /// Virtual-8086 mode.
+    Virtual8086,
+    /// More accesses to holes in one instruction than there is room for.
+    Accesses,
+    /// Memory to execute from, which KVM would need as well.
+    Memory,
 }
 
 impl From<Fault> for Stop {

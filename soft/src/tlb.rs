@@ -99,6 +99,12 @@ impl Tlb {
         }
     }
 
+    /// The guest-physical pages that may be written without being translated first.
+    pub fn writable(&self) -> impl Iterator<Item = u64> {
+        let valid = |entry: &&Entry| entry.write & OFFSET == self.generation;
+        self.entries.iter().filter(valid).map(|entry| entry.physical)
+    }
+
     /// Makes the next write to this guest-physical page come by the page tables again.
     pub fn forget_writable(&mut self, physical: u64) {
         for entry in self.entries.iter_mut().filter(|entry| entry.physical == physical) {

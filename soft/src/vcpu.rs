@@ -1,16 +1,21 @@
 //! A virtual CPU: KVM's ioctls as methods. KVM_RUN's loop is in [`run`].
 
+pub(crate) mod board;
+mod inject;
+mod missing;
 mod run;
 
 use std::sync::{Arc, Mutex};
 
 use crate::cache::Cache;
-use crate::cpu::{Cpu, Shadow};
+use crate::cpu::Cpu;
 use crate::cpuid::CpuidEntry;
 use crate::errno::Errno;
+use crate::events::{Events, Exception, Interrupt};
 use crate::exit::Exit;
 use crate::registers::{Regs, Sregs, cr0, cr4, rflags};
 use crate::slots::Slots;
+use board::Board;
 
 /// A virtual CPU.
 pub struct Vcpu {
@@ -18,10 +23,14 @@ pub struct Vcpu {
     cache: Cache,
     slots: Arc<Mutex<Slots>>,
     single_step: bool,
-    /// Linear addresses of instructions that the hypervisor waits for; `None` when for none.
-    breakpoints: Option<[Option<u64>; 4]>,
+    interrupts_blocked: bool,
     has_run: bool,
-    interrupt: Option<u8>,
+    /// What the next entry delivers; the shadow and the NMI's mask are the CPU's.
+    events: Events,
+    window_wanted: bool,
+    missing: Option<String>,
+    /// Where the machine has interrupt controllers.
+    board: Option<Board>,
 }
 
 /// Where a linear address is: `struct kvm_translation`.
@@ -38,17 +47,20 @@ pub struct Translation {
 }
 
 impl Vcpu {
-    pub(crate) fn new(slots: Arc<Mutex<Slots>>) -> Self {
+    pub(crate) fn new(slots: Arc<Mutex<Slots>>, board: Option<Board>) -> Self {
         let mut vcpu = Self {
             cpu: Cpu::reset(),
             cache: Cache::default(),
             slots,
             single_step: false,
-            breakpoints: None,
+            interrupts_blocked: false,
             has_run: false,
-            interrupt: None,
+            events: Events::default(),
+            window_wanted: false,
+            missing: None,
+            board,
         };
-        vcpu.take_slots();
+        vcpu.take_slots(false);
         vcpu
     }
 
@@ -96,7 +108,7 @@ impl Vcpu {
         // SS's privilege level is the ring; KVM shows it so on both vendors' CPUs.
         ss.dpl = cpu.cpl;
         let mut interrupt_bitmap = [0; 4];
-        if let Some(vector) = self.interrupt {
+        if let Some(Interrupt { vector, soft: false }) = self.events.interrupt {
             interrupt_bitmap[usize::from(vector / 64)] |= 1 << (vector % 64);
         }
         Sregs {
@@ -139,7 +151,9 @@ impl Vcpu {
         let pending = words
             .filter(|(_, word)| **word != 0)
             .map(|(number, word)| number as u32 * 64 + word.trailing_zeros());
-        self.interrupt = pending.max().map(|vector| vector as u8);
+        if let Some(vector) = pending.max() {
+            self.events.interrupt = Some(Interrupt { vector: vector as u8, soft: false });
+        }
         let cpu = &mut self.cpu;
         if cpu.cr0 & cr0::PG != 0 && cpu.cr4_has(cr4::PAE) && !cpu.long_mode() {
             // KVM does not refuse pointers that a MOV to CR3 would: the accesses fault.
@@ -147,6 +161,7 @@ impl Vcpu {
         }
         cpu.flush_translations();
         cpu.update_mode();
+        cpu.update_breakpoints();
         Ok(())
     }
 
@@ -172,28 +187,102 @@ impl Vcpu {
         self.single_step = on;
     }
 
-    /// `KVM_SET_GUEST_DEBUG` with `KVM_GUESTDBG_USE_HW_BP`: an [`Exit::Debug`] before the instruction at one
-    /// of these linear addresses, again at each run that starts there.
-    pub fn set_breakpoints(&mut self, breakpoints: [Option<u64>; 4]) {
-        self.breakpoints = (breakpoints != [None; 4]).then_some(breakpoints);
+    /// `KVM_SET_GUEST_DEBUG` with `KVM_GUESTDBG_USE_HW_BP`: DR0 to DR7 that hold in place of the guest's,
+    /// and make an [`Exit::Debug`] of what they find; `None` gives the guest its own again. A breakpoint on
+    /// an instruction is found again at each run that starts there, unless RFLAGS.RF is set.
+    pub fn set_breakpoints(&mut self, registers: Option<[u64; 8]>) {
+        self.cpu.debugger = registers;
+        self.cpu.update_breakpoints();
     }
 
-    /// `KVM_INTERRUPT`: the guest takes this interrupt as soon as it can.
+    /// `KVM_SET_GUEST_DEBUG` with `KVM_GUESTDBG_USE_SW_BP`: an [`Exit::Debug`] at every `int3`.
+    pub fn show_int3(&mut self, on: bool) {
+        self.cpu.show_int3 = on;
+    }
+
+    /// `KVM_SET_GUEST_DEBUG` with `KVM_GUESTDBG_BLOCKIRQ`: what waits for the guest keeps waiting.
+    pub fn block_interrupts(&mut self, on: bool) {
+        self.interrupts_blocked = on;
+    }
+
+    /// `KVM_SET_GUEST_DEBUG` with `KVM_GUESTDBG_INJECT_DB` or `_BP`: the guest takes the debug exception
+    /// (1), or the breakpoint (3) of the `int3` at RIP.
     ///
     /// # Errors
-    /// `EEXIST` when one is waiting already.
-    pub fn interrupt(&mut self, vector: u8) -> Result<(), Errno> {
-        if self.interrupt.is_some() {
-            return Err(Errno::EEXIST);
+    /// `EBUSY` when an exception waits already.
+    pub fn inject_debug_exception(&mut self, vector: u8) -> Result<(), Errno> {
+        if self.events.exception.is_some() {
+            return Err(Errno::EBUSY);
         }
-        self.interrupt = Some(vector);
+        self.events.exception = Some(Exception { vector, error_code: None });
         Ok(())
     }
 
-    /// Whether the guest could take an interrupt now: `ready_for_interrupt_injection`.
+    /// DR0 to DR7, the guest's: `KVM_GET_DEBUGREGS`.
     #[must_use]
-    pub fn takes_interrupts(&self) -> bool {
-        self.cpu.flag(rflags::IF) && self.cpu.shadow == Shadow::None && self.interrupt.is_none()
+    pub fn debug_registers(&self) -> [u64; 8] {
+        self.cpu.dr
+    }
+
+    /// Sets them: `KVM_SET_DEBUGREGS`.
+    ///
+    /// # Errors
+    /// `EINVAL` where DR6 or DR7 has bits above 31.
+    pub fn set_debug_registers(&mut self, registers: [u64; 8]) -> Result<(), Errno> {
+        if registers[6] >> 32 != 0 || registers[7] >> 32 != 0 {
+            return Err(Errno::EINVAL);
+        }
+        self.cpu.dr = registers;
+        self.cpu.update_breakpoints();
+        Ok(())
+    }
+
+    /// A model-specific register: `KVM_GET_MSRS` for one; `None` where there is no such register.
+    #[must_use]
+    pub fn msr(&self, index: u32) -> Option<u64> {
+        self.cpu.read_msr(index).ok()
+    }
+
+    /// `KVM_SET_MSRS` for one: whether there is such a register, and it can hold the value.
+    pub fn set_msr(&mut self, index: u32, value: u64) -> bool {
+        self.cpu.write_msr(index, value).is_ok()
+    }
+
+    /// `KVM_GET_VCPU_EVENTS`.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        Events { shadow: self.cpu.shadow_bits(), nmi_masked: self.cpu.nmi_masked, ..self.events }
+    }
+
+    /// `KVM_SET_VCPU_EVENTS`: what the next entry delivers, ready or not.
+    ///
+    /// # Errors
+    /// `EINVAL` for an exception that is none.
+    pub fn set_events(&mut self, events: &Events) -> Result<(), Errno> {
+        events.check()?;
+        self.events = *events;
+        self.cpu.set_shadow_bits(events.shadow);
+        self.cpu.nmi_masked = events.nmi_masked;
+        Ok(())
+    }
+
+    /// `KVM_NMI`: a non-maskable interrupt, as soon as the guest can take it. One may be served and one
+    /// wait; more are lost.
+    pub fn nmi(&mut self) {
+        let limit = if self.cpu.nmi_masked || self.events.nmi_injected { 1 } else { 2 };
+        self.events.nmi_pending = (self.events.nmi_pending + 1).min(limit);
+    }
+
+    /// `request_interrupt_window`: whether to leave with [`Exit::IrqWindowOpen`] as soon as the guest
+    /// could take an interrupt.
+    pub fn want_interrupt_window(&mut self, wanted: bool) {
+        self.window_wanted = wanted;
+    }
+
+    /// `if_flag`: RFLAGS.IF.
+    #[must_use]
+    pub fn if_flag(&self) -> bool {
+        self.cpu.flag(crate::registers::rflags::IF)
     }
 
     /// `KVM_TRANSLATE`: by the page tables, as ring 0 reads, and without a trace.
@@ -222,13 +311,16 @@ impl Vcpu {
         &mut self.cpu.data[..length]
     }
 
-    /// The machine's slots, if they have changed.
-    fn take_slots(&mut self) {
+    /// The machine's slots, if they have changed, or if a dirty log was read. `ran` says that this vCPU
+    /// was in the guest meanwhile: then it may have written wherever the TLB let it.
+    fn take_slots(&mut self, ran: bool) {
         let slots = self.slots.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if slots.generation != self.cpu.slots.generation {
             self.cpu.slots = slots.clone();
+            if ran {
+                self.cpu.tlb.writable().for_each(|page| self.cpu.slots.mark_dirty(page));
+            }
             self.cpu.flush_translations();
-            self.cache.clear();
         }
     }
 
@@ -239,14 +331,15 @@ impl Vcpu {
     /// `EINTR` for `immediate_exit`.
     pub fn run(&mut self, immediate_exit: bool) -> Result<Exit, Errno> {
         self.has_run = true;
-        self.take_slots();
+        self.missing = None;
+        self.take_slots(false);
         self.cache.begin_run();
-        if let Some(exit) = self.complete() {
-            return Ok(exit);
-        }
-        if immediate_exit {
-            return Err(Errno::EINTR);
-        }
-        Ok(self.execute())
+        let exit = match self.complete().and_then(|exit| self.settle(exit)) {
+            Some(exit) => Ok(exit),
+            None if immediate_exit => Err(Errno::EINTR),
+            None => Ok(self.execute()),
+        };
+        self.take_slots(true);
+        exit
     }
 }

@@ -3,153 +3,12 @@
 #![cfg(target_arch = "x86_64")]
 #![allow(unsafe_code)]
 
-use std::alloc::{Layout, alloc_zeroed};
+use vmexit_soft::{Events, Exception, Exit, Interrupt, Regs, Slot};
 
-use vmexit_soft::{Exit, Machine, Regs, Segment, Slot, Sregs, Vcpu};
+#[macro_use]
+mod machine;
 
-const START: u64 = 0x1000;
-const MEMORY: usize = 0x40_0000;
-
-/// Assembles a guest for address 0x1000. Labels are addresses in the test's own memory, so the guest
-/// writes `label - NAME_start + 0x1000`, which `at(label)` stands for.
-macro_rules! guest {
-    ($name:ident, $($line:literal)*) => {{
-        mod guest {
-            std::arch::global_asm!(
-                concat!(".pushsection .rodata.", stringify!($name)),
-                concat!(".globl ", stringify!($name), "_start, ", stringify!($name), "_end"),
-                concat!(stringify!($name), "_start:"),
-                $($line,)*
-                ".code64",
-                concat!(stringify!($name), "_end:"),
-                ".popsection",
-            );
-        }
-        unsafe extern "C" {
-            #[link_name = concat!(stringify!($name), "_start")]
-            static GUEST_START: u8;
-            #[link_name = concat!(stringify!($name), "_end")]
-            static GUEST_END: u8;
-        }
-        // SAFETY: both symbols are of the section above, the end behind the start.
-        unsafe {
-            let (start, end) = (&raw const GUEST_START, &raw const GUEST_END);
-            std::slice::from_raw_parts(start, end.offset_from(start) as usize)
-        }
-    }};
-}
-
-/// A machine with 4 MiB of memory at 0 and one CPU.
-struct Guest {
-    vcpu: Vcpu,
-    memory: *mut u8,
-    machine: Machine,
-}
-
-impl Guest {
-    fn new(code: &[u8]) -> Self {
-        let layout = Layout::from_size_align(MEMORY, 4096).expect("a size and a power of two");
-        // SAFETY: the layout's size is not 0; the memory is never given back.
-        let memory = unsafe { alloc_zeroed(layout) };
-        assert!(!memory.is_null());
-        let machine = Machine::new();
-        let slot = Slot {
-            slot: 0,
-            guest_phys_addr: 0,
-            memory_size: MEMORY as u64,
-            userspace_addr: memory as u64,
-            read_only: false,
-        };
-        // SAFETY: the memory is never given back.
-        unsafe { machine.set_slot(slot) }.expect("a good slot");
-        let vcpu = machine.create_vcpu();
-        let mut guest = Self { vcpu, memory, machine };
-        guest.write(START, code);
-        let mut regs = guest.vcpu.regs();
-        (regs.rip, regs.rsp, regs.rdx) = (START, 0x8000, 0);
-        guest.vcpu.set_regs(&regs);
-        guest
-    }
-
-    /// Real mode, all segments at 0.
-    fn real(code: &[u8]) -> Self {
-        let mut guest = Self::new(code);
-        let mut sregs = guest.vcpu.sregs();
-        sregs.cs = Segment { selector: 0, base: 0, ..sregs.cs };
-        guest.vcpu.set_sregs(&sregs).expect("real mode");
-        guest
-    }
-
-    /// Ring 0, flat segments, 32-bit code.
-    fn protected(code: &[u8]) -> Self {
-        let mut guest = Self::new(code);
-        let sregs = Sregs { cr0: 0x11, ..flat(guest.vcpu.sregs()) };
-        guest.vcpu.set_sregs(&sregs).expect("protected mode");
-        guest
-    }
-
-    /// Ring 0, 64-bit code, the first 2 MiB mapped to themselves by page tables at 0x100000: the first
-    /// with pages of 4 KiB.
-    fn long(code: &[u8]) -> Self {
-        let mut guest = Self::new(code);
-        let mut sregs = flat(guest.vcpu.sregs());
-        (sregs.cs.l, sregs.cs.db) = (1, 0);
-        (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (0x8001_0011, 0x10_0000, 0x20, 0xd01);
-        guest.write(0x10_0000, &0x10_1007u64.to_le_bytes());
-        guest.write(0x10_1000, &0x10_2007u64.to_le_bytes());
-        guest.write(0x10_2000, &0x10_3007u64.to_le_bytes());
-        for page in 0..512u64 {
-            guest.write(0x10_3000 + page * 8, &(page << 12 | 7).to_le_bytes());
-        }
-        guest.vcpu.set_sregs(&sregs).expect("long mode");
-        guest
-    }
-
-    fn write(&mut self, address: u64, bytes: &[u8]) {
-        assert!(address as usize + bytes.len() <= MEMORY);
-        // SAFETY: the range lies in the memory.
-        unsafe {
-            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.memory.add(address as usize), bytes.len())
-        }
-    }
-
-    fn read(&self, address: u64) -> u64 {
-        assert!(address as usize + 8 <= MEMORY);
-        // SAFETY: the range lies in the memory.
-        unsafe { self.memory.add(address as usize).cast::<u64>().read_unaligned() }
-    }
-
-    fn run(&mut self) -> Exit {
-        loop {
-            match self.vcpu.run(false).expect("nobody interrupts it") {
-                Exit::Budget => {}
-                exit => return exit,
-            }
-        }
-    }
-
-    /// Runs it to its `hlt`.
-    fn finish(&mut self) -> Regs {
-        let exit = self.run();
-        assert_eq!(exit, Exit::Hlt, "{:x?}\n{:x?}", self.vcpu.regs(), self.vcpu.sregs());
-        self.vcpu.regs()
-    }
-}
-
-fn flat(sregs: Sregs) -> Sregs {
-    let data = Segment {
-        selector: 0x10,
-        limit: u32::MAX,
-        type_: 3,
-        present: 1,
-        db: 1,
-        s: 1,
-        g: 1,
-        ..Segment::default()
-    };
-    let cs = Segment { selector: 8, type_: 11, ..data };
-    Sregs { cs, ds: data, es: data, fs: data, gs: data, ss: data, ..sregs }
-}
+use machine::{Guest, MEMORY, START};
 
 #[test]
 fn in_real_mode_an_interrupt_pushes_flags_cs_and_ip_and_iret_takes_them_back() {
@@ -307,11 +166,52 @@ fn a_read_only_slot_is_read_at_once_and_written_by_an_exit() {
         memory_size: 0x1000,
         userspace_addr: guest.memory as u64,
         read_only: true,
+        ..Slot::default()
     };
     // SAFETY: the memory is never given back.
     unsafe { guest.machine.set_slot(slot) }.expect("a good slot");
     assert_eq!(guest.run(), Exit::MmioWrite { address: 0x80_0000, size: 4 });
     assert_eq!(guest.finish().rax, 0);
+}
+
+#[test]
+fn the_dirty_log_names_the_pages_that_were_written_and_the_tables_that_say_so() {
+    // Each round reads one page, writes another, and says so.
+    let code = guest!(pages_written,
+        ".code64"
+        "mov ecx, 3"
+        "2: mov rax, [0x5000]"
+        "mov [0x7000], rcx"
+        "out 0x10, al"
+        "loop 2b"
+        "mov [0x9000], rax"
+        "hlt"
+    );
+    let mut guest = Guest::long(code);
+    let slot = Slot {
+        slot: 0,
+        guest_phys_addr: 0,
+        memory_size: MEMORY as u64,
+        userspace_addr: guest.memory as u64,
+        log_dirty: true,
+        ..Slot::default()
+    };
+    // SAFETY: the memory is never given back.
+    unsafe { guest.machine.set_slot(slot) }.expect("the same slot with a log");
+    let dirty = |guest: &Guest| -> Vec<u64> {
+        let log = guest.machine.take_dirty_log(0).expect("a log");
+        assert_eq!(log.len() as u64, MEMORY as u64 / 4096 / 64);
+        (0..MEMORY as u64 / 4096).filter(|page| log[*page as usize / 64] >> (page % 64) & 1 != 0).collect()
+    };
+    let output = Exit::IoOut { port: 0x10, size: 1, count: 1 };
+    assert_eq!(guest.run(), output);
+    assert_eq!(dirty(&guest), [7, 0x100, 0x101, 0x102, 0x103], "accessed bits in the tables too");
+    assert_eq!(dirty(&guest), []);
+    assert_eq!(guest.run(), output);
+    assert_eq!(dirty(&guest), [7], "again, though the TLB knew the page; and not the page that is read");
+    assert_eq!(guest.run(), output);
+    assert_eq!(guest.run(), Exit::Hlt);
+    assert_eq!(dirty(&guest), [7, 9, 0x103], "what two runs wrote, and the first write's dirty bit");
 }
 
 #[test]
@@ -348,7 +248,7 @@ fn an_instruction_in_two_pages_needs_both() {
 
 #[test]
 fn the_page_tables_get_their_accessed_and_dirty_bits() {
-    let code = guest!(dirty, ".code64" "mov eax, [0x5000]" "mov [0x6000], eax" "hlt");
+    let code = guest!(dirty_log, ".code64" "mov eax, [0x5000]" "mov [0x6000], eax" "hlt");
     let mut guest = Guest::long(code);
     guest.finish();
     let entry = |page: u64| guest.read(0x10_3000 + page * 8) & 0x60;
@@ -465,8 +365,135 @@ fn an_interrupt_waits_for_the_instruction_after_sti() {
         "mov bx, 2"
     );
     let mut guest = Guest::real(code);
-    guest.vcpu.interrupt(8).expect("none waits");
+    let interrupt = Events { interrupt: Some(Interrupt { vector: 8, soft: false }), ..Events::default() };
+    guest.vcpu.set_events(&interrupt).expect("an interrupt");
+    assert_eq!(guest.run(), Exit::FailEntry { reason: 0x8000_0021 }, "as VMX: the guest cannot take it");
+    guest.vcpu.set_events(&Events::default()).expect("none");
+    guest.vcpu.want_interrupt_window(true);
+    assert_eq!(guest.run(), Exit::IrqWindowOpen);
+    assert!(guest.vcpu.ready_for_interrupt_injection());
+    assert_eq!(guest.vcpu.regs().rbx & 0xffff, 1);
+    guest.vcpu.want_interrupt_window(false);
+    guest.vcpu.set_events(&interrupt).expect("an interrupt");
     assert_eq!(guest.finish().rbx & 0xffff, 1);
+}
+
+#[test]
+fn a_second_non_maskable_interrupt_waits_for_the_iret_of_the_first() {
+    let code = guest!(nmi,
+        ".code16"
+        "jmp 2f"
+        "1: inc bx" // at 0x1002
+        "mov cx, bx"
+        "iret"
+        "2: mov word ptr [2 * 4], 0x1002"
+        "mov word ptr [2 * 4 + 2], 0"
+        "out 0x10, al"
+        "hlt"
+    );
+    let mut guest = Guest::real(code);
+    assert_eq!(guest.run(), Exit::IoOut { port: 0x10, size: 1, count: 1 });
+    for _ in 0..3 {
+        guest.vcpu.nmi();
+    }
+    assert_eq!(guest.vcpu.events().nmi_pending, 2, "one to be served, one that waits");
+    assert_eq!(guest.finish().rbx & 0xffff, 2);
+    assert!(!guest.vcpu.events().nmi_masked);
+}
+
+#[test]
+fn an_injected_exception_pushes_its_error_code_and_returns_where_rip_was() {
+    let code = guest!(injected,
+        ".code64"
+        "lidt [rip + 5f]"
+        "out 0x10, al"
+        "3: mov ebx, 1"
+        "hlt"
+        "1: pop rax" // #GP: the error code
+        "mov rcx, [rsp]"
+        "hlt"
+        "5: .word 0xfff; .long 0x3000; .long 0"
+        "6: .quad 1b - injected_start + 0x1000; .quad 3b - injected_start + 0x1000"
+    );
+    let mut guest = Guest::long(code);
+    let table = code.len() - 16;
+    let address = |at: usize| u64::from_le_bytes(code[at..at + 8].try_into().expect("eight bytes"));
+    let (handler, next) = (address(table), address(table + 8));
+    guest.write(0x3000 + 13 * 16, &gate_64(handler, 8));
+    flat_gdt(&mut guest);
+    assert_eq!(guest.run(), Exit::IoOut { port: 0x10, size: 1, count: 1 });
+    let events =
+        Events { exception: Some(Exception { vector: 13, error_code: Some(0x18) }), ..Events::default() };
+    guest.vcpu.set_events(&events).expect("a good exception");
+    let regs = guest.finish();
+    assert_eq!((regs.rax, regs.rcx, regs.rbx), (0x18, next, 0));
+    assert_eq!(guest.vcpu.events(), Events::default());
+    let nmi = Events { exception: Some(Exception { vector: 2, error_code: None }), ..Events::default() };
+    assert!(guest.vcpu.set_events(&nmi).is_err());
+}
+
+/// A 64-bit interrupt gate.
+fn gate_64(offset: u64, selector: u16) -> [u8; 16] {
+    let low = offset & 0xffff | u64::from(selector) << 16 | 0x8e00 << 32 | (offset >> 16 & 0xffff) << 48;
+    let mut gate = [0; 16];
+    gate[..8].copy_from_slice(&low.to_le_bytes());
+    gate[8..].copy_from_slice(&(offset >> 32).to_le_bytes());
+    gate
+}
+
+/// Ring 0's flat 64-bit code and data at 8 and 16, in a table at 0x2800.
+fn flat_gdt(guest: &mut Guest) {
+    guest.write(0x2808, &0x00af_9b00_0000_ffffu64.to_le_bytes());
+    guest.write(0x2810, &0x00cf_9300_0000_ffffu64.to_le_bytes());
+    let mut sregs = guest.vcpu.sregs();
+    (sregs.gdt.base, sregs.gdt.limit) = (0x2800, 0x17);
+    guest.vcpu.set_sregs(&sregs).expect("long mode");
+}
+
+#[test]
+fn what_the_machine_lacks_is_said_in_words() {
+    let mut guest = Guest::protected(guest!(missing, ".code32" "nop" "fsin" "hlt"));
+    assert_eq!(guest.run(), Exit::InternalError { suberror: 1 });
+    assert_eq!(guest.vcpu.missing(), Some("the software machine does not implement `fsin`"));
+    assert_eq!(guest.vcpu.regs().rip, START + 1);
+    let mut guest = Guest::protected(guest!(nowhere, ".code32" "mov eax, 0x800000; jmp eax"));
+    assert_eq!(guest.run(), Exit::InternalError { suberror: 1 });
+    assert_eq!(guest.vcpu.missing(), None, "KVM cannot execute there either");
+}
+
+#[test]
+fn an_opcode_of_no_cpu_is_ud_after_its_bytes_could_be_fetched_and_before_it_may_be_too_long() {
+    // 0f 0b at the end of CS: #UD; 0f alone there: #GP, because the second byte cannot be fetched; and 15
+    // prefixes before it: #GP.
+    let vector_of = |code: &[u8], limit: u32| {
+        let mut guest = Guest::protected(code);
+        let mut sregs = guest.vcpu.sregs();
+        (sregs.cs.limit, sregs.cs.g) = (START as u32 + limit, 0);
+        (sregs.idt.base, sregs.idt.limit) = (0x3000, 0x7f);
+        (sregs.gdt.base, sregs.gdt.limit) = (0x2800, 0x17);
+        guest.write(0x2808, &0x00cf_9b00_0000_ffffu64.to_le_bytes());
+        guest.write(0x2810, &0x00cf_9300_0000_ffffu64.to_le_bytes());
+        for vector in 0..16u64 {
+            // Its handler is a `hlt` at 0x4000 and as many bytes further.
+            let gate = (0x4000 + vector) | 8 << 16 | 0x8e00 << 32;
+            guest.write(0x3000 + vector * 8, &gate.to_le_bytes());
+            guest.write(0x4000 + vector, &[0xf4]);
+        }
+        guest.vcpu.set_sregs(&sregs).expect("protected mode");
+        guest.finish().rip - 0x4001
+    };
+    assert_eq!(vector_of(&[0x0f, 0x0b], 1), 6);
+    assert_eq!(vector_of(&[0x0f, 0xff, 0xc0], 0x100), 6);
+    assert_eq!(vector_of(&[0x0f, 0x0b], 0), 13);
+    let mut long = vec![0x66; 14];
+    long.extend([0x0f, 0x0b]);
+    assert_eq!(vector_of(&long, 0x100), 13);
+    // lock nop; lock add eax, ecx; lock cmp [eax], ecx; lock mov [eax], ecx; lea eax, ecx
+    for code in
+        [&[0xf0, 0x90][..], &[0xf0, 0x01, 0xc8], &[0xf0, 0x39, 0x08], &[0xf0, 0x89, 0x08], &[0x8d, 0xc1]]
+    {
+        assert_eq!(vector_of(code, 0x100), 6, "{code:x?}");
+    }
 }
 
 #[test]
@@ -630,13 +657,145 @@ fn string_input_into_a_hole_is_written_eight_bytes_at_a_time() {
 fn a_breakpoint_stops_before_its_instruction_until_it_is_taken_away() {
     let code = guest!(breakpoint, ".code32" "mov eax, 1" "inc eax" "inc eax" "hlt");
     let mut guest = Guest::protected(code);
-    guest.vcpu.set_breakpoints([None, Some(START + 6), None, None]);
+    let registers = [0, START + 6, 0, 0, 0, 0, 0, 1 << 2];
+    guest.vcpu.set_breakpoints(Some(registers));
     for _ in 0..2 {
-        assert_eq!(guest.run(), Exit::Debug { pc: START + 6, dr6: 0xffff_0ff2 });
+        let hit = Exit::Debug { exception: 1, pc: START + 6, dr6: 0xffff_0ff2, dr7: 4 };
+        assert_eq!(guest.run(), hit);
         assert_eq!(guest.vcpu.regs().rax, 2);
     }
-    guest.vcpu.set_breakpoints([None; 4]);
+    let resumed = Regs { rflags: 2 | 1 << 16, ..guest.vcpu.regs() };
+    guest.vcpu.set_regs(&resumed);
+    assert_eq!(guest.finish().rax, 3, "RF lets it pass");
+    guest.vcpu.set_regs(&Regs { rip: START, ..resumed });
+    guest.vcpu.set_breakpoints(None);
     assert_eq!(guest.finish().rax, 3);
+}
+
+#[test]
+fn a_watchpoint_stops_behind_the_instruction_that_touches_its_bytes() {
+    let code = guest!(watchpoint,
+        ".code32"
+        "mov eax, [0x5000]"
+        "mov [0x5003], al" // not yet: the four bytes from 0x5004
+        "mov [0x5002], eax"
+        "mov ecx, 4; mov edi, 0x5000"
+        "rep stosb"
+        "lock inc dword ptr [0x5007]"
+        "mov edx, [0x5004]"
+        "hlt"
+    );
+    let mut guest = Guest::protected(code);
+    // DR2: four bytes, written.
+    let dr7 = 1 << 4 | 1 << 24 | 3 << 26;
+    guest.vcpu.set_breakpoints(Some([0, 0, 0x5004, 0, 0, 0, 0, dr7]));
+    let hit = |pc| Exit::Debug { exception: 1, pc, dr6: 0xffff_0ff4, dr7 };
+    assert_eq!(guest.run(), hit(START + 15), "behind the third");
+    assert_eq!(guest.run(), hit(START + 34), "behind the INC; STOSB ends before it");
+    // DR2: the same, read or written.
+    let dr7 = dr7 | 2 << 24;
+    guest.vcpu.set_breakpoints(Some([0, 0, 0x5004, 0, 0, 0, 0, dr7]));
+    assert_eq!(guest.run(), Exit::Debug { exception: 1, pc: START + 40, dr6: 0xffff_0ff4, dr7 });
+    assert_eq!(guest.run(), Exit::Hlt);
+}
+
+#[test]
+fn the_guest_s_own_debug_registers_work_and_dr6_says_why() {
+    let code = guest!(debug_registers,
+        ".code64"
+        "lidt [rip + 90f]"
+        "mov rax, cr4; or rax, 8; mov cr4, rax" // DE: breakpoints on ports
+        "lea rax, [rip + 3f]; mov dr0, rax"
+        "mov eax, 0x5008; mov dr1, rax"
+        "mov eax, 0x60; mov dr2, rax"
+        // L0: an instruction; L1: 8 bytes written; L2: a port of 2 bytes.
+        "mov eax, 1 | 4 | 16 | 1 << 20 | 2 << 22 | 2 << 24 | 1 << 26; mov dr7, rax"
+        "mov edi, 0x6000"
+        "3: nop"
+        "4: mov [0x500c], ebx"
+        "5: in al, 0x61"
+        "6: pushfq; or qword ptr [rsp], 0x100; popfq"
+        "7: nop"
+        "8: pushfq; and qword ptr [rsp], 0xfffffffffffffeff; popfq"
+        "9: mov eax, 1 << 13; mov dr7, rax"
+        "10: mov rcx, dr3"
+        "mov rcx, dr7"
+        "hlt"
+        // #DB: notes DR6 and where it returns to, at RDI.
+        ".balign 16"
+        "1: push rax"
+        "mov rax, dr6; mov [rdi], eax"
+        "mov rax, [rsp + 8]; mov [rdi + 4], eax"
+        "add rdi, 8"
+        "xor eax, eax; mov dr6, rax"
+        "pop rax"
+        "iretq"
+        "90: .word 0xfff; .long 0x3000; .long 0"
+        ".quad 3b - debug_registers_start + 0x1000"
+        ".quad 5b - debug_registers_start + 0x1000"
+        ".quad 6b - debug_registers_start + 0x1000"
+        ".quad 7b - debug_registers_start + 0x1000"
+        ".quad 8b - debug_registers_start + 0x1000"
+        ".quad 9b - debug_registers_start + 0x1000"
+        ".quad 10b - debug_registers_start + 0x1000"
+        ".quad 1b - debug_registers_start + 0x1000"
+    );
+    let mut guest = Guest::long(code);
+    let words: Vec<u64> =
+        code[code.len() - 64..].chunks(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect();
+    let [at3, at5, at6, at7, at8, at9, at10, handler] = words[..] else { panic!("eight words") };
+    flat_gdt(&mut guest);
+    guest.write(0x3000 + 16, &gate_64(handler, 8));
+    assert_eq!(guest.run(), Exit::IoIn { port: 0x61, size: 1, count: 1 });
+    guest.vcpu.data_mut(1)[0] = 0;
+    let regs = guest.finish();
+    let mut noted = (0x6000..regs.rdi).step_by(8).map(|at| guest.read(at));
+    let mut expect = |dr6: u64, rip: u64| {
+        let found = noted.next().expect("one more");
+        assert_eq!((found & 0xffff_ffff, found >> 32), (dr6, rip));
+    };
+    expect(0xffff_0ff1, at3); // the instruction, before it: and once
+    expect(0xffff_0ff2, at5); // the write to 0x500c, in the eight bytes at 0x5008
+    expect(0xffff_0ff4, at6); // port 0x61
+    // TF traps after the instruction that follows POPF, up to the POPF that clears it.
+    expect(0xffff_4ff0, at8);
+    for _ in 0..2 {
+        let step = noted.next().expect("PUSHFQ and AND");
+        assert!(step & 0xffff_ffff == 0xffff_4ff0 && (at8..at9).contains(&(step >> 32)));
+    }
+    let last = noted.next().expect("POPFQ");
+    assert_eq!((last & 0xffff_ffff, last >> 32), (0xffff_4ff0, at9));
+    let touched = noted.next().expect("general detect");
+    assert_eq!((touched & 0xffff_ffff, touched >> 32), (0xffff_2ff0, at10));
+    assert_eq!(noted.next(), None);
+    assert_eq!(regs.rcx, 0x400, "the exception has cleared GD");
+    assert!(at7 < at8);
+}
+
+#[test]
+fn the_hypervisor_sees_int3_where_it_asks_and_may_hand_it_on() {
+    let code = guest!(int3,
+        ".code64"
+        "lidt [rip + 90f]"
+        "3: int3"
+        "hlt"
+        "1: mov rbx, [rsp]"
+        "iretq"
+        "90: .word 0xfff; .long 0x3000; .long 0"
+        ".quad 3b - int3_start + 0x1000; .quad 1b - int3_start + 0x1000"
+    );
+    let mut guest = Guest::long(code);
+    let word = |at: usize| u64::from_le_bytes(code[at..at + 8].try_into().expect("eight"));
+    let (breakpoint, handler) = (word(code.len() - 16), word(code.len() - 8));
+    flat_gdt(&mut guest);
+    guest.write(0x3000 + 3 * 16, &gate_64(handler, 8));
+    guest.vcpu.show_int3(true);
+    for _ in 0..2 {
+        let exit = guest.run();
+        assert!(matches!(exit, Exit::Debug { exception: 3, pc, .. } if pc == breakpoint), "{exit:x?}");
+    }
+    guest.vcpu.inject_debug_exception(3).expect("nothing waits");
+    assert_eq!(guest.finish().rbx, breakpoint + 1);
 }
 
 #[test]

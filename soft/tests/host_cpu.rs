@@ -126,14 +126,14 @@ fn software_machine(memory: *mut u8) -> Vcpu {
         guest_phys_addr: 0,
         memory_size: MEMORY as u64,
         userspace_addr: memory as u64,
-        read_only: false,
+        ..Slot::default()
     };
     // SAFETY: the mapping is never unmapped.
     unsafe { machine.set_slot(slot) }.expect("a good slot");
     write(memory, TABLES, &(TABLES + 0x1000 + 7).to_le_bytes());
     write(memory, TABLES + 0x1000, &(TABLES + 0x2000 + 7).to_le_bytes());
     write(memory, TABLES + 0x2000, &0x87u64.to_le_bytes());
-    let mut vcpu = machine.create_vcpu();
+    let mut vcpu = machine.create_vcpu(0);
     let data = Segment { limit: u32::MAX, type_: 3, present: 1, db: 1, s: 1, g: 1, ..Segment::default() };
     let cs = Segment { selector: 8, type_: 11, l: 1, db: 0, ..data };
     let mut sregs = Sregs { cs, ds: data, es: data, ss: data, ..Sregs::reset() };

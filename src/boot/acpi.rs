@@ -106,7 +106,8 @@ fn fadt() -> Vec<u8> {
     const SIZE: usize = 276;
     const HEADER: usize = 36;
     let mut body = vec![0; SIZE - HEADER];
-    let mut put = |at: usize, bytes: &[u8]| body[at - HEADER..at - HEADER + bytes.len()].copy_from_slice(bytes);
+    let mut put =
+        |at: usize, bytes: &[u8]| body[at - HEADER..at - HEADER + bytes.len()].copy_from_slice(bytes);
     put(36, &(FACS as u32).to_le_bytes());
     put(40, &(DSDT as u32).to_le_bytes());
     put(46, &u16::from(SCI).to_le_bytes());

@@ -74,7 +74,9 @@ pub enum KernelError {
     )]
     TooOld { version: u16 },
     /// A zImage.
-    #[error("this kernel is a zImage, made to be loaded below 640 KiB, and only a bzImage has a 64-bit entry")]
+    #[error(
+        "this kernel is a zImage, made to be loaded below 640 KiB, and only a bzImage has a 64-bit entry"
+    )]
     NotLoadedHigh,
     /// For 32-bit CPUs.
     #[error("this kernel has no 64-bit entry (XLF_KERNEL_64 is clear): it was built for 32-bit CPUs")]
@@ -104,7 +106,9 @@ impl KernelError {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// There is not enough memory.
-    #[error("the kernel needs {needs} MiB of memory to start and the guest has {has}: give it more with --memory")]
+    #[error(
+        "the kernel needs {needs} MiB of memory to start and the guest has {has}: give it more with --memory"
+    )]
     TooLittleMemory { needs: u64, has: u64 },
     /// The initramfs does not fit beside the kernel.
     #[error(
@@ -237,7 +241,8 @@ impl Boot<'_> {
             None => (0, 0),
         };
         let map = memory_map(size);
-        let told = Told { command_line: COMMAND_LINE, initrd, acpi: self.acpi, memory_map: &map, header: None };
+        let told =
+            Told { command_line: COMMAND_LINE, initrd, acpi: self.acpi, memory_map: &map, header: None };
         let (rip, page) = match self.kernel.0 {
             Form::BzImage { header, file } => {
                 let code = Piece { from: header.code_offset, size: header.code_size };

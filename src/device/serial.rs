@@ -5,8 +5,8 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 
-use vm_superio::serial::{Error, NoEvents, Serial as Uart};
 use vm_superio::Trigger;
+use vm_superio::serial::{Error, NoEvents, Serial as Uart};
 
 use super::{Device, Request};
 

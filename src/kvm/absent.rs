@@ -8,7 +8,8 @@ pub mod interrupts;
 use std::fmt;
 
 use bindings::{
-    kvm_cpuid_entry2, kvm_guest_debug, kvm_regs, kvm_sregs, kvm_translation, kvm_userspace_memory_region,
+    kvm_cpuid_entry2, kvm_debugregs, kvm_guest_debug, kvm_msr_entry, kvm_regs, kvm_run, kvm_sregs,
+    kvm_translation, kvm_userspace_memory_region, kvm_vcpu_events,
 };
 
 type Result<T> = std::result::Result<T, Error>;
@@ -58,6 +59,7 @@ pub enum VcpuExit<'a> {
     Shutdown,
     FailEntry(u64, u32),
     Intr,
+    IrqWindowOpen,
     InternalError,
 }
 
@@ -77,14 +79,23 @@ impl CpuId {
     }
 }
 
-/// The page that KVM shares with a vCPU's owner: there is no KVM here to share one.
-#[allow(non_camel_case_types)] // the kernel's name
-pub enum kvm_run {}
+/// Model-specific registers, as kvm-bindings wraps them.
+#[derive(Clone, Debug)]
+pub struct Msrs(Vec<kvm_msr_entry>);
 
-impl kvm_run {
-    /// The byte that makes the next run return at once.
-    pub fn immediate_exit(&mut self) -> *mut u8 {
-        match *self {}
+impl Msrs {
+    /// # Errors
+    /// None; kvm-bindings' has a limit.
+    pub fn from_entries(entries: &[kvm_msr_entry]) -> std::result::Result<Self, std::convert::Infallible> {
+        Ok(Self(entries.to_vec()))
+    }
+
+    pub fn as_slice(&self) -> &[kvm_msr_entry] {
+        &self.0
+    }
+
+    pub fn as_mut_slice(&mut self) -> &mut [kvm_msr_entry] {
+        &mut self.0
     }
 }
 
@@ -127,6 +138,10 @@ impl VmFd {
         match *self {}
     }
 
+    pub fn get_dirty_log(&self, _: u32, _: usize) -> Result<Vec<u64>> {
+        match *self {}
+    }
+
     pub fn set_tss_address(&self, _: usize) -> Result<()> {
         match *self {}
     }
@@ -161,7 +176,35 @@ impl VcpuFd {
         match *self {}
     }
 
+    pub fn get_msrs(&self, _: &mut Msrs) -> Result<usize> {
+        match *self {}
+    }
+
+    pub fn set_msrs(&self, _: &Msrs) -> Result<usize> {
+        match *self {}
+    }
+
+    pub fn get_vcpu_events(&self) -> Result<kvm_vcpu_events> {
+        match *self {}
+    }
+
+    pub fn set_vcpu_events(&self, _: &kvm_vcpu_events) -> Result<()> {
+        match *self {}
+    }
+
+    pub fn nmi(&self) -> Result<()> {
+        match *self {}
+    }
+
     pub fn set_guest_debug(&self, _: &kvm_guest_debug) -> Result<()> {
+        match *self {}
+    }
+
+    pub fn get_debug_regs(&self) -> Result<kvm_debugregs> {
+        match *self {}
+    }
+
+    pub fn set_debug_regs(&self, _: &kvm_debugregs) -> Result<()> {
         match *self {}
     }
 

@@ -2,9 +2,9 @@
 //! a trip through user space. Chapter 13.
 
 #[cfg(not(host_kvm))]
-pub use super::absent::interrupts::{EventFd, IoEventAddress, Msrs, kvm_lapic_state, kvm_msr_entry, kvm_pit_config};
+pub use super::absent::interrupts::{EventFd, IoEventAddress, kvm_lapic_state, kvm_pit_config};
 #[cfg(host_kvm)]
-pub use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_lapic_state, kvm_msr_entry, kvm_pit_config};
+pub use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_lapic_state, kvm_pit_config};
 #[cfg(host_kvm)]
 pub use kvm_ioctls::IoEventAddress;
 #[cfg(host_kvm)]
@@ -17,7 +17,7 @@ use super::{Error, Result, VcpuBackend, VcpuFd, VmBackend, VmFd};
 #[cfg(not(host_kvm))]
 pub const KVM_PIT_SPEAKER_DUMMY: u32 = 1;
 
-/// The software machine has no interrupt controllers yet.
+/// The software machine has no irqfd.
 const ENOTTY: i32 = 25;
 
 impl VmFd {
@@ -29,7 +29,7 @@ impl VmFd {
     pub fn create_irq_chip(&self) -> Result<()> {
         match &self.backend {
             VmBackend::Host(vm) => vm.create_irq_chip(),
-            VmBackend::Soft(_) => Err(Error::new(ENOTTY)),
+            VmBackend::Soft(vm) => vm.create_irq_chip(),
         }
     }
 
@@ -40,7 +40,18 @@ impl VmFd {
     pub fn create_pit2(&self, config: kvm_pit_config) -> Result<()> {
         match &self.backend {
             VmBackend::Host(vm) => vm.create_pit2(config),
-            VmBackend::Soft(_) => Err(Error::new(ENOTTY)),
+            VmBackend::Soft(vm) => vm.create_pit2(),
+        }
+    }
+
+    /// Raises or lowers an interrupt line of the interrupt controllers.
+    ///
+    /// # Errors
+    /// `ENXIO` without them.
+    pub fn set_irq_line(&self, irq: u32, active: bool) -> Result<()> {
+        match &self.backend {
+            VmBackend::Host(vm) => vm.set_irq_line(irq, active),
+            VmBackend::Soft(vm) => vm.set_irq_line(irq, active),
         }
     }
 
@@ -57,18 +68,6 @@ impl VmFd {
 }
 
 impl VcpuFd {
-    /// Sets model-specific registers; returns how many, since KVM stops at the
-    /// first that it refuses.
-    ///
-    /// # Errors
-    /// The errno of `KVM_SET_MSRS`.
-    pub fn set_msrs(&self, msrs: &Msrs) -> Result<usize> {
-        match &self.backend {
-            VcpuBackend::Host(vcpu) => vcpu.set_msrs(msrs),
-            VcpuBackend::Soft(_) => Err(Error::new(ENOTTY)),
-        }
-    }
-
     /// The local APIC's registers.
     ///
     /// # Errors
@@ -76,7 +75,7 @@ impl VcpuFd {
     pub fn get_lapic(&self) -> Result<kvm_lapic_state> {
         match &self.backend {
             VcpuBackend::Host(vcpu) => vcpu.get_lapic(),
-            VcpuBackend::Soft(_) => Err(Error::new(ENOTTY)),
+            VcpuBackend::Soft(vcpu) => vcpu.get_lapic(),
         }
     }
 
@@ -87,7 +86,7 @@ impl VcpuFd {
     pub fn set_lapic(&self, lapic: &kvm_lapic_state) -> Result<()> {
         match &self.backend {
             VcpuBackend::Host(vcpu) => vcpu.set_lapic(lapic),
-            VcpuBackend::Soft(_) => Err(Error::new(ENOTTY)),
+            VcpuBackend::Soft(vcpu) => vcpu.set_lapic(lapic),
         }
     }
 }

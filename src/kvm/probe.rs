@@ -13,7 +13,7 @@ use crate::machine::Machine;
 use crate::mode::{self, CODE_SELECTOR, cr0, cr4};
 use crate::paging::{self, entry};
 use crate::run::interrupt::Kick;
-use crate::segment::Descriptor;
+use crate::segment::{Descriptor, Gate};
 
 /// What a probe guest shows, in the order of the chapters that need it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,9 +174,8 @@ impl Probe {
             let gdt = [Descriptor::NULL, Descriptor::CODE_64, Descriptor::DATA];
             memory.write(GDT, &gdt.map(|descriptor| descriptor.0.to_le_bytes()).concat())?;
             (sregs.gdt.base, sregs.gdt.limit) = (GDT, 3 * 8 - 1);
-            // Present, a 64-bit interrupt gate. SDM Vol. 3A, "64-Bit Mode IDT".
-            let gate = HANDLER & 0xffff | u64::from(CODE_SELECTOR) << 16 | 0x8e << 40;
-            memory.write(IDT + vector * 16, &gate.to_le_bytes())?;
+            let gate = Gate::interrupt(CODE_SELECTOR, HANDLER).to_64();
+            memory.write(IDT + vector * 16, &gate.map(u64::to_le_bytes).concat())?;
             (sregs.idt.base, sregs.idt.limit) = (IDT, 7 * 16 - 1);
         }
         Ok(())

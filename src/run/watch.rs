@@ -10,15 +10,13 @@ use crate::exit::Exit;
 use crate::explain;
 use crate::guest::Slots;
 use crate::kvm::{Result, VcpuBackend, VcpuExit, kvm_guest_debug, kvm_regs, kvm_sregs};
-use crate::run::Run;
 use crate::run::interrupt::Kick;
+use crate::run::{Run, handlers};
 use crate::status::complain;
 use crate::trace::{Place, State, VcpuId, View};
 
 /// Signal numbers and errnos are the kernel's on x86-64 Linux.
 const EINTR: i32 = 4;
-/// `KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP`: `include/uapi/linux/kvm.h`.
-const SINGLE_STEP: u32 = 1 | 2;
 
 /// Watches one vCPU. Fields drop in this order: the timer goes first.
 pub struct Watch {
@@ -154,8 +152,12 @@ impl Watch {
     fn prepare_step(&self, vcpu: &VcpuBackend) -> Result<(Place, State)> {
         let state = self.state(vcpu)?;
         let place = self.seeing(vcpu, |view| Place::at(&state, state.regs.rip, view));
-        let control = if place.is_hlt() && self.run.out_after() { 0 } else { SINGLE_STEP };
-        vcpu.set_guest_debug(&kvm_guest_debug { control, ..kvm_guest_debug::default() })?;
+        let debug = if place.is_hlt() && self.run.out_after() {
+            kvm_guest_debug::default()
+        } else {
+            handlers::step(&place, &state, &|linear, length| self.read(vcpu, linear, length))
+        };
+        vcpu.set_guest_debug(&debug)?;
         Ok((place, state))
     }
 
@@ -201,10 +203,17 @@ impl Watch {
         self.io_pending = is_io(exit);
         // After SHUTDOWN some KVMs have reset the vCPU: what it shows is not the guest's state.
         let state = if owned == Exit::Shutdown { None } else { Some(self.state(vcpu)?) };
-        let place = stepped.or_else(|| {
+        let (caused, ran) = match (stepped, &state) {
+            (Some(place), Some(state)) if place.ran_on_to(state.regs.rip) => (None, Some(place)),
+            (stepped, _) => (stepped, None),
+        };
+        let place = caused.or_else(|| {
             let (state, out_after) = (state.as_ref()?, self.run.out_after());
             Some(self.seeing(vcpu, |view| Place::of_exit(&owned, state, out_after, view)))
         });
+        if let Some(ran) = ran {
+            self.run.recorder().step(self.vcpu, &ran, None, (span.0, span.0));
+        }
         self.run.recorder().exit(self.vcpu, owned, place, state, span);
         Ok(())
     }

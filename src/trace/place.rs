@@ -100,6 +100,12 @@ impl Place {
         self.rip.wrapping_add(self.bytes.len() as u64)
     }
 
+    /// Whether the CPU, asked to step this instruction, has gone on to another one that exited with
+    /// this RIP: it held the trap back, or went to a handler.
+    pub fn ran_on_to(&self, rip: u64) -> bool {
+        self.shadows_the_next() || rip != self.rip && rip != self.end()
+    }
+
     pub fn is_hlt(&self) -> bool {
         self.instruction.is_some_and(|instruction| instruction.mnemonic() == Mnemonic::Hlt)
     }
@@ -244,7 +250,7 @@ mod tests {
 
     #[test]
     fn code_in_no_memory_is_a_place_without_an_instruction() {
-        let place = of_exit(&Exit::InternalError { suberror: 1 }, 0x9000, false, &[], &[]);
+        let place = of_exit(&Exit::InternalError { suberror: 1, missing: None }, 0x9000, false, &[], &[]);
         assert!(place.instruction.is_none() && place.bytes.is_empty());
         assert_eq!(place.to_string(), "0000:9000");
     }

@@ -70,7 +70,9 @@ pub struct Recorder {
     waiting: Option<Happened>,
     last_exit: Option<Exit>,
     last_place: Option<Place>,
-    /// The mode and ring of the last step.
+    /// Whether every instruction is shown, and with them each change of mode and ring.
+    stepping: bool,
+    /// The mode and ring of the last instruction that was shown.
     last_mode: Option<(crate::mode::Mode, u8)>,
     stuck: Option<Place>,
     recordings: Vec<Recording>,
@@ -101,6 +103,7 @@ impl Recorder {
             waiting: None,
             last_exit: None,
             last_place: None,
+            stepping: options.steps,
             last_mode: None,
             stuck: None,
             recordings: Vec::new(),
@@ -266,10 +269,20 @@ impl Recorder {
         let Happened { id, exit, place, state } = happened;
         let code = place.as_ref().map(|place| (place.to_string(), self.code(place)));
         self.head();
+        if let Some(place) = place.as_ref().filter(|_| self.stepping) {
+            self.say_mode(place);
+        }
         self.say(&text::exit(self.style, self.exits, &exit, code.as_ref()));
         if self.json.is_some() {
             let record = self.exit_record(id, &exit, place.as_ref(), state.as_ref());
             self.json(&Record::Exit(record));
+        }
+    }
+
+    /// Says in which mode and ring the instruction at `place` is, where either has changed.
+    fn say_mode(&mut self, place: &Place) {
+        if self.last_mode.replace((place.mode, place.ring)) != Some((place.mode, place.ring)) {
+            self.say(&text::mode(self.style, place.mode, place.ring));
         }
     }
 
@@ -331,9 +344,7 @@ impl Recorder {
         let code = self.code(place);
         self.on_timeline(&code, "", "", span);
         self.head();
-        if self.last_mode.replace((place.mode, place.ring)) != Some((place.mode, place.ring)) {
-            self.say(&text::mode(self.style, place.mode, place.ring));
-        }
+        self.say_mode(place);
         self.say(&text::step(self.style, &place.to_string(), &code));
         if self.json.is_some() {
             let record = StepRecord {
@@ -358,10 +369,12 @@ impl Recorder {
         Some(format!("{place}  {}", self.code(place)))
     }
 
-    /// The place of the last exit, as the report of an emulation failure has it.
-    pub fn last_place(&self) -> Option<String> {
+    /// The place of the last exit, as the report of an emulation failure has it. `blame` says that KVM
+    /// cannot emulate the instruction, where nobody has said more about it.
+    pub fn last_place(&self, blame: bool) -> Option<String> {
         let place = self.last_place.as_ref()?;
         Some(match &place.instruction {
+            Some(_) if !blame => format!("{place}  {}", self.code(place)),
             Some(_) => {
                 format!("{place}  {}; this KVM cannot emulate that instruction here", self.code(place))
             }

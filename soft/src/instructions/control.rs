@@ -3,10 +3,12 @@
 
 use iced_x86::Mnemonic;
 
-use crate::cpu::{Cpu, seg};
+use crate::cpu::{Cpu, Pending, seg};
+use crate::debug::bits;
+use crate::exit::Exit;
 use crate::op::{Handler, Op, Place};
 use crate::registers::{cr0, cr0_is_valid, cr4, efer};
-use crate::stop::{Done, Fault, Stop};
+use crate::stop::{Done, Fault, Stop, vector};
 
 pub fn handler(mnemonic: Mnemonic) -> Option<Handler> {
     Some(match mnemonic {
@@ -144,17 +146,30 @@ impl Cpu {
             return Err(REFUSED);
         }
         self.flush_translations();
+        self.update_breakpoints();
         Ok(())
     }
 }
 
-/// DR4 and DR5 are DR6 and DR7, unless CR4.DE is set.
-fn debug_number(cpu: &Cpu, number: u8) -> Result<usize, Stop> {
-    match number {
-        4 | 5 if cpu.cr4_has(cr4::DE) => Err(Fault::INVALID_OPCODE.into()),
-        4 | 5 => Ok(usize::from(number) + 2),
-        _ => Ok(usize::from(number & 7)),
+/// DR4 and DR5 are DR6 and DR7, unless CR4.DE is set. While DR7.GD is set, touching any is a debug
+/// exception, the hypervisor's where the bit is.
+fn debug_number(cpu: &mut Cpu, number: u8) -> Result<usize, Stop> {
+    let number = match number {
+        4 | 5 if cpu.cr4_has(cr4::DE) => return Err(Fault::INVALID_OPCODE.into()),
+        4 | 5 => usize::from(number) + 2,
+        8.. => return Err(Fault::INVALID_OPCODE.into()),
+        _ => usize::from(number),
+    };
+    let dr7 = cpu.debug.dr7;
+    if dr7 & bits::GD == 0 {
+        return Ok(number);
     }
+    if cpu.debugger.is_some() {
+        let (pc, dr6) = (cpu.linear_rip(), bits::DR6_FIXED | bits::BD);
+        return cpu.leave(Exit::Debug { exception: vector::DEBUG, pc, dr6, dr7 }, Pending::Nothing);
+    }
+    cpu.note_debug_exception(bits::BD);
+    Err(Fault { vector: vector::DEBUG, code: None }.into())
 }
 
 fn write_debug(cpu: &mut Cpu, number: u8, value: u64) -> Done {
@@ -162,12 +177,11 @@ fn write_debug(cpu: &mut Cpu, number: u8, value: u64) -> Done {
     // Fixed bits. Intel SDM Vol. 3B, "Debug Registers".
     cpu.dr[number] = match number {
         6 | 7 if value >> 32 != 0 => return Err(REFUSED),
-        6 => value & 0xe00f | 0xffff_0ff0,
-        // Breakpoints by the guest's own debug registers are not implemented: none may be turned on.
-        7 if value & 0xff != 0 || value & 1 << 13 != 0 => return Err(Stop::Unimplemented),
-        7 => value & 0xffff_2fff & !0xd000 | 0x400,
+        6 => value & (bits::HITS | bits::BD | bits::BS | bits::BT) | bits::DR6_FIXED,
+        7 => value & bits::DR7 | bits::DR7_FIXED,
         _ => value,
     };
+    cpu.update_breakpoints();
     Ok(())
 }
 

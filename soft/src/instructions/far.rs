@@ -7,7 +7,7 @@ use crate::descriptor::{Descriptor, code_of, is_null, rpl};
 use crate::flags::mask;
 use crate::op::{Handler, Op, Place};
 use crate::registers::{kind, rflags};
-use crate::stop::{Done, Fault, Stop};
+use crate::stop::{Done, Fault, Missing, Stop};
 
 pub fn handler(mnemonic: Mnemonic) -> Option<Handler> {
     Some(match mnemonic {
@@ -128,7 +128,7 @@ fn gate(cpu: &mut Cpu, selector: u16, descriptor: Descriptor) -> Result<Gate, St
         (kind::CALL_GATE, true) => 8,
         (kind::CALL_GATE, false) => 4,
         (kind::CALL_GATE_16, false) => 2,
-        (kind::TASK_GATE | kind::TSS | kind::TSS_16, false) => return Err(Stop::Unimplemented),
+        (kind::TASK_GATE | kind::TSS | kind::TSS_16, false) => return Err(Stop::Missing(Missing::Tasks)),
         _ => return Err(refused.into()),
     };
     if descriptor.dpl() < cpu.cpl.max(rpl(selector)) {
@@ -227,6 +227,7 @@ fn interrupt_return(cpu: &mut Cpu, op: &Op) -> Done {
         Code::Iretd => 4,
         _ => 8,
     };
+    cpu.nmi_masked = false;
     cpu.all_or_nothing(
         |cpu| if cpu.protected() { protected_return(cpu, size) } else { real_return(cpu, size) },
     )
@@ -247,14 +248,14 @@ fn protected_return(cpu: &mut Cpu, size: u8) -> Done {
     if cpu.flag(rflags::NT) {
         // To the task that was interrupted; long mode has no tasks.
         let fault = Fault::general_protection(0);
-        return Err(if cpu.long_mode() { fault.into() } else { Stop::Unimplemented });
+        return Err(if cpu.long_mode() { fault.into() } else { Stop::Missing(Missing::Tasks) });
     }
     let item = u64::from(size);
     let offset = cpu.peek(0, size)?;
     let selector = cpu.peek(item, size)? as u16;
     let flags = cpu.peek(2 * item, size)?;
     if flags & rflags::VM & mask(size) != 0 && cpu.cpl == 0 && !cpu.long_mode() {
-        return Err(Stop::Unimplemented);
+        return Err(Stop::Missing(Missing::Virtual8086));
     }
     let old_ring = cpu.cpl;
     let outer = if cpu.in_64_bit() || rpl(selector) > cpu.cpl {

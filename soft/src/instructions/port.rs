@@ -48,6 +48,7 @@ impl Cpu {
     /// #GP(0).
     pub fn check_port(&mut self, port: u16, size: u8) -> Done {
         if !self.protected() || self.cpl <= self.iopl() {
+            self.note_port(port, size);
             return Ok(());
         }
         let denied = || Stop::from(Fault::general_protection(0));
@@ -68,6 +69,10 @@ impl Cpu {
         }
         let bits = self.read(self.tr.base.wrapping_add(byte), 2, false)?;
         let touched = ((1 << size) - 1) << (port % 8);
-        if bits & touched != 0 { Err(denied()) } else { Ok(()) }
+        if bits & touched != 0 {
+            return Err(denied());
+        }
+        self.note_port(port, size);
+        Ok(())
     }
 }

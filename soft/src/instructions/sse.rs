@@ -11,7 +11,7 @@ use crate::cpu::Cpu;
 use crate::op::{Handler, Op, Operand, Place};
 use crate::paging::Intent;
 use crate::registers::{cr0, cr4};
-use crate::stop::{Done, Fault, Stop};
+use crate::stop::{Done, Fault, Missing, Stop};
 
 pub fn handler(instruction: &Instruction) -> Option<Handler> {
     let mnemonic = instruction.mnemonic();
@@ -62,7 +62,7 @@ fn get(cpu: &mut Cpu, op: &Op, operand: Operand, aligned: bool) -> Result<u128, 
             cpu.read_128(linear, cpu.user())
         }
         // An MMX register.
-        _ => Err(Stop::Unimplemented),
+        _ => Err(Stop::Missing(Missing::Instruction)),
     }
 }
 
@@ -76,7 +76,7 @@ fn set(cpu: &mut Cpu, op: &Op, operand: Operand, value: u128, aligned: bool) -> 
             let linear = address(cpu, op, Intent::Write, aligned)?;
             cpu.write_128(linear, value, cpu.user())
         }
-        _ => Err(Stop::Unimplemented),
+        _ => Err(Stop::Missing(Missing::Instruction)),
     }
 }
 
@@ -139,7 +139,7 @@ fn move_low(cpu: &mut Cpu, op: &Op) -> Done {
     need_sse(cpu)?;
     let value = match op.second().place {
         Place::Xmm => cpu.xmm[usize::from(op.second().number)] as u64,
-        Place::Unknown => return Err(Stop::Unimplemented),
+        Place::Unknown => return Err(Stop::Missing(Missing::Instruction)),
         _ => cpu.get(op, op.second())?,
     };
     match op.first().place {
@@ -147,7 +147,7 @@ fn move_low(cpu: &mut Cpu, op: &Op) -> Done {
             cpu.xmm[usize::from(op.first().number)] = u128::from(value);
             Ok(())
         }
-        Place::Unknown => Err(Stop::Unimplemented),
+        Place::Unknown => Err(Stop::Missing(Missing::Instruction)),
         _ => cpu.set(op, op.first(), value),
     }
 }

@@ -64,7 +64,7 @@ fn repeat(cpu: &mut Cpu, op: &Op, iteration: Iteration) -> Done {
         }
     }
     cpu.next = cpu.rip;
-    cpu.leave_block = true;
+    (cpu.leave_block, cpu.repeats) = (true, true);
     Ok(())
 }
 
@@ -201,7 +201,7 @@ fn ins(cpu: &mut Cpu, op: &Op) -> Done {
         cpu.set_register(gpr::RCX, count_size(op), count - (now / bytes) as u64);
         // The next turn finds the count at 0, or asks for more.
         cpu.next = cpu.rip;
-        cpu.leave_block = true;
+        (cpu.leave_block, cpu.repeats) = (true, true);
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ pub fn handler(mnemonic: Mnemonic) -> Option<Handler> {
     Some(match mnemonic {
         Mnemonic::Hlt => halt,
         Mnemonic::Int => |cpu, op| software_interrupt(cpu, (op.immediate & 0xff) as u8),
-        Mnemonic::Int3 => |cpu, _| software_interrupt(cpu, vector::BREAKPOINT),
+        Mnemonic::Int3 => breakpoint,
         Mnemonic::Into => overflow,
         Mnemonic::Int1 => debug_trap,
         Mnemonic::Bound => bound,
@@ -43,6 +43,15 @@ fn halt(cpu: &mut Cpu, _: &Op) -> Done {
 
 fn software_interrupt(cpu: &mut Cpu, vector: u8) -> Done {
     cpu.interrupt_by_instruction(Event { vector, code: None, source: Source::Software })
+}
+
+/// The hypervisor may want to see it, with RIP still at it.
+fn breakpoint(cpu: &mut Cpu, _: &Op) -> Done {
+    if cpu.show_int3 {
+        let (pc, dr6, dr7) = (cpu.linear_rip(), cpu.dr[6], cpu.debug.dr7);
+        return cpu.leave(Exit::Debug { exception: vector::BREAKPOINT, pc, dr6, dr7 }, Pending::Nothing);
+    }
+    software_interrupt(cpu, vector::BREAKPOINT)
 }
 
 fn overflow(cpu: &mut Cpu, _: &Op) -> Done {

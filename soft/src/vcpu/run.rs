@@ -2,12 +2,14 @@
 //! single steps, traps and interrupts in between, until the next exit.
 
 use super::Vcpu;
+use super::board::Wait;
 use crate::access::Piece;
 use crate::cache::Range;
-use crate::cpu::{Cpu, Pending, Shadow, gpr};
+use crate::cpu::{Pending, Shadow, gpr};
+use crate::debug::bits;
 use crate::decode::{self, Decoded, LONGEST};
 use crate::exit::Exit;
-use crate::interrupt::{Event, Source, TripleFault};
+use crate::interrupt::{Event, Source};
 use crate::memory::{OFFSET, PAGE_SIZE};
 use crate::op::Op;
 use crate::registers::rflags;
@@ -20,20 +22,13 @@ const BUDGET: u64 = 2_000_000;
 const TURNS: u32 = 1000;
 
 /// `KVM_INTERNAL_ERROR_EMULATION`: an instruction that is not there, or cannot be fetched.
-const EMULATION_FAILED: u32 = 1;
-/// `KVM_INTERNAL_ERROR_DELIVERY_EV`: a table or a stack for an event lies where no memory is.
-const DELIVERY_FAILED: u32 = 3;
-
-/// DR6: a single step, and its fixed bits.
-const SINGLE_STEP: u64 = 1 << 14;
-const DR6_FIXED: u64 = 0xffff_0ff0;
-
+pub(super) const EMULATION_FAILED: u32 = 1;
 impl Vcpu {
     /// Completes the instruction of the last exit, as far as the hypervisor was needed for it. There may
     /// be an exit right away: another part of an access, or the single step that ended.
     pub(super) fn complete(&mut self) -> Option<Exit> {
         match std::mem::replace(&mut self.cpu.pending, Pending::Nothing) {
-            Pending::Nothing => self.mmio_write(),
+            Pending::Nothing => self.mmio_write().or_else(|| self.data_trap()),
             // KVM skips the instruction unless the hypervisor has moved RIP.
             Pending::Output { linear_rip, .. } | Pending::Input { linear_rip, .. }
                 if self.cpu.linear_rip() != linear_rip =>
@@ -78,11 +73,13 @@ impl Vcpu {
         cpu.rip = cpu.rip.wrapping_add(u64::from(length)) & cpu.ip_mask();
         cpu.instructions += 1;
         cpu.shadow = Shadow::None;
-        self.after_step(false)
+        cpu.rflags &= !rflags::RF;
+        let trap = cpu.flag(rflags::TF);
+        self.after_step(trap)
     }
 
     /// The next write to a hole, as an exit.
-    fn mmio_write(&mut self) -> Option<Exit> {
+    pub(super) fn mmio_write(&mut self) -> Option<Exit> {
         let Piece { address, size, value } = self.cpu.mmio.next_write()?;
         self.cpu.data[..8].copy_from_slice(&value.to_le_bytes());
         Some(Exit::MmioWrite { address, size })
@@ -90,28 +87,26 @@ impl Vcpu {
 
     /// Executes the guest until it exits.
     pub(super) fn execute(&mut self) -> Exit {
+        if let Some(exit) = self.inject() {
+            return exit;
+        }
         let mut left = BUDGET;
         while left > 0 {
             let before = self.work();
-            if let Some(exit) = self.breakpoint() {
-                return exit;
-            }
-            let exit = if self.interrupt.is_some() && self.interruptible() {
-                self.take_interrupt()
-            } else if self.single_step
-                || self.breakpoints.is_some()
-                || self.cpu.rflags & (rflags::TF | rflags::RF) != 0
-                || self.cpu.shadow != Shadow::None
-            {
-                self.step()
-            } else {
-                match self.run_block() {
-                    Ok(()) if !self.cpu.mmio.has_writes() => None,
-                    Ok(()) => self.mmio_write(),
-                    Err(stop) => self.stopped(stop),
+            self.look_at_board();
+            if self.is_halted() {
+                match self.wait() {
+                    Wait::Over => {}
+                    Wait::Endless => return Exit::Idle,
+                    Wait::Goes => {
+                        left -= 1;
+                        continue;
+                    }
                 }
-            };
-            if let Some(exit) = exit {
+            }
+            let exit =
+                if self.awaits_its_turn() || self.goes_by_steps() { self.attend() } else { self.advance() };
+            if let Some(exit) = exit.and_then(|exit| self.settle(exit)) {
                 return exit;
             }
             // An exception that is delivered for ever executes nothing, and takes its time all the same.
@@ -120,26 +115,69 @@ impl Vcpu {
         Exit::Budget
     }
 
-    /// The hypervisor waits for the instruction at RIP. DR6 says which of the four it is.
-    fn breakpoint(&self) -> Option<Exit> {
-        let pc = self.cpu.linear_rip();
-        let number = self.breakpoints?.iter().position(|address| *address == Some(pc))?;
-        Some(Exit::Debug { pc, dr6: DR6_FIXED | 1 << number })
+    /// What is left of an exit when the machine's own controllers have had theirs.
+    pub(super) fn settle(&mut self, mut exit: Exit) -> Option<Exit> {
+        while self.serve(exit) {
+            exit = self.complete()?;
+        }
+        Some(exit)
+    }
+
+    /// Executes a block.
+    fn advance(&mut self) -> Option<Exit> {
+        match self.run_block() {
+            Ok(()) if self.cpu.mmio.has_writes() => self.mmio_write(),
+            Ok(()) if self.cpu.debug.hits != 0 => self.data_trap(),
+            Ok(()) => None,
+            Err(stop) => self.stopped(stop),
+        }
+    }
+
+    /// Whether something may come after each instruction, or must be looked at before it.
+    fn goes_by_steps(&self) -> bool {
+        self.single_step
+            || self.cpu.debug.instructions
+            || self.cpu.rflags & (rflags::TF | rflags::RF) != 0
+            || self.cpu.shadow != Shadow::None
+    }
+
+    /// What comes between two instructions, and the next one by itself where more may come after it.
+    fn attend(&mut self) -> Option<Exit> {
+        if self.awaits_its_turn()
+            && let Some(exit) = self.between_instructions()
+        {
+            return exit;
+        }
+        if let Some(exit) = self.breakpoint() {
+            return exit;
+        }
+        if self.goes_by_steps() { self.step() } else { self.advance() }
+    }
+
+    /// A breakpoint on the instruction at RIP; the inner `None` is one that the guest has taken. RF lets
+    /// the instruction pass, and so does the one before it that has loaded SS.
+    fn breakpoint(&mut self) -> Option<Option<Exit>> {
+        let cpu = &self.cpu;
+        if !cpu.debug.instructions || cpu.flag(rflags::RF) || cpu.shadow == Shadow::MovSs {
+            return None;
+        }
+        let hits = cpu.debug.instruction(cpu.linear_rip());
+        (hits != 0).then(|| self.debug_exception(hits, Source::Fault))
+    }
+
+    /// A debug exception: the hypervisor's, where it debugs, else the guest's.
+    fn debug_exception(&mut self, why: u64, source: Source) -> Option<Exit> {
+        if self.single_step || self.cpu.debugger.is_some() {
+            let (pc, dr7) = (self.cpu.linear_rip(), self.cpu.debug.dr7);
+            return Some(Exit::Debug { exception: vector::DEBUG, pc, dr6: bits::DR6_FIXED | why, dr7 });
+        }
+        self.cpu.note_debug_exception(why);
+        self.cpu.next = self.cpu.rip;
+        self.deliver(Event { vector: vector::DEBUG, code: None, source })
     }
 
     fn work(&self) -> u64 {
         self.cpu.instructions.wrapping_add(self.cpu.iterations)
-    }
-
-    fn interruptible(&self) -> bool {
-        self.cpu.flag(rflags::IF) && self.cpu.shadow == Shadow::None
-    }
-
-    fn take_interrupt(&mut self) -> Option<Exit> {
-        let vector = self.interrupt.take()?;
-        self.cpu.next = self.cpu.rip;
-        let event = Event { vector, code: None, source: Source::External };
-        self.delivered(|cpu| cpu.deliver(event))
     }
 
     /// Executes one instruction, and sees to the traps after it. Intel SDM Vol. 3B, "Single-Step
@@ -150,7 +188,7 @@ impl Vcpu {
         cpu.shadow = Shadow::None;
         // RF is for this instruction only.
         cpu.rflags &= !rflags::RF;
-        (cpu.stepping, cpu.delivered) = (true, false);
+        (cpu.stepping, cpu.delivered, cpu.repeats) = (true, false, false);
         let done = self.run_instruction();
         self.cpu.stepping = false;
         if let Err(stop) = done {
@@ -160,28 +198,33 @@ impl Vcpu {
             }
             return self.stopped(stop);
         }
+        if self.cpu.repeats {
+            // The next iteration is of the same instruction.
+            self.cpu.rflags |= flags & rflags::RF;
+        }
         if self.cpu.mmio.has_writes() {
             return self.mmio_write();
         }
         self.after_step(flags & rflags::TF != 0)
     }
 
-    /// The trap of a single step: the hypervisor's, else the guest's.
-    fn after_step(&mut self, trap: bool) -> Option<Exit> {
+    /// The traps of breakpoints and of a single step: the hypervisor's, else the guest's. What an
+    /// instruction has hit that loads SS waits for the one after it.
+    pub(super) fn after_step(&mut self, trap: bool) -> Option<Exit> {
         if self.cpu.shadow == Shadow::MovSs {
             return None;
         }
-        if self.single_step {
-            return Some(Exit::Debug { pc: self.cpu.linear_rip(), dr6: DR6_FIXED | SINGLE_STEP });
-        }
+        let mut why = std::mem::take(&mut self.cpu.debug.hits);
         // An interrupt's delivery has cleared TF.
-        if !trap || self.cpu.delivered {
-            return None;
+        if self.single_step || trap && !self.cpu.delivered {
+            why |= bits::BS;
         }
-        self.cpu.dr[6] = self.cpu.dr[6] & !0xe00f | DR6_FIXED | SINGLE_STEP;
-        self.cpu.next = self.cpu.rip;
-        let event = Event { vector: vector::DEBUG, code: None, source: Source::Trap };
-        self.delivered(|cpu| cpu.deliver(event))
+        if why == 0 { None } else { self.debug_exception(why, Source::Trap) }
+    }
+
+    /// The trap of a breakpoint on data or a port.
+    fn data_trap(&mut self) -> Option<Exit> {
+        if self.cpu.debug.hits == 0 { None } else { self.after_step(false) }
     }
 
     /// What becomes of an instruction that did not complete.
@@ -193,45 +236,32 @@ impl Vcpu {
                 }
                 Some(self.cpu.exit)
             }
-            Stop::Unimplemented => {
+            Stop::Missing(missing) => {
                 self.cpu.mmio.abandon();
+                self.missing = self.sentence(missing);
                 Some(Exit::InternalError { suberror: EMULATION_FAILED })
             }
             Stop::Fault(fault) => {
                 self.cpu.mmio.abandon();
                 self.cpu.input.clear();
-                self.delivered(|cpu| cpu.raise(fault))
+                self.cpu.debug.hits = 0;
+                self.deliver(Event { vector: fault.vector, code: fault.code, source: Source::Fault })
             }
-        }
-    }
-
-    /// Delivers an event, which may be the guest's end.
-    fn delivered(
-        &mut self,
-        deliver: impl FnOnce(&mut Cpu) -> Result<Result<(), TripleFault>, Stop>,
-    ) -> Option<Exit> {
-        match deliver(&mut self.cpu) {
-            Ok(Ok(())) if self.single_step => self.after_step(false),
-            Ok(Ok(())) => self.mmio_write(),
-            Ok(Err(TripleFault)) => Some(Exit::Shutdown),
-            Err(Stop::Exit) => {
-                self.cpu.pending = Pending::Nothing;
-                Some(Exit::InternalError { suberror: DELIVERY_FAILED })
-            }
-            Err(_) => Some(Exit::InternalError { suberror: EMULATION_FAILED }),
         }
     }
 
     /// Executes a block, up to its end or to what must not stay inside one.
     fn run_block(&mut self) -> Done {
         let Some(range) = self.find_block()? else { return self.run_instruction() };
+        let event = self.instructions_to_event();
         let cpu = &mut self.cpu;
         if !cpu.code_holds(u64::from(range.bytes)) {
             return self.run_instruction();
         }
         let (mask, start) = (cpu.ip_mask(), cpu.rip);
         cpu.leave_block = false;
-        for _ in 0..TURNS {
+        let turns = u64::from(TURNS).min(event / u64::from(range.bytes).max(1) + 1);
+        for _ in 0..turns {
             for op in self.cache.ops(range) {
                 cpu.next = cpu.rip.wrapping_add(u64::from(op.length)) & mask;
                 (op.run)(cpu, op)?;
@@ -271,14 +301,14 @@ impl Vcpu {
 
     /// The block at RIP; `None` where its first instruction lies in two pages.
     #[inline(always)]
-    fn find_block(&mut self) -> Result<Option<Range>, Stop> {
+    pub(super) fn find_block(&mut self) -> Result<Option<Range>, Stop> {
         let wanted = self.cpu.fetch()?;
         Ok(self.cache.find(&wanted, &mut self.cpu))
     }
 
     /// Decodes the instruction at RIP, whose bytes lie in two pages.
     #[cold]
-    fn crossing_instruction(&mut self) -> Result<Op, Stop> {
+    pub(super) fn crossing_instruction(&mut self) -> Result<Op, Stop> {
         let first = self.cpu.fetch()?;
         let mut bytes = [0; LONGEST];
         let here = LONGEST.min((PAGE_SIZE - (first.physical & OFFSET)) as usize);

@@ -103,6 +103,17 @@ pub struct kvm_debug_exit_arch {
     pub dr7: u64,
 }
 
+/// The guest's debug registers.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct kvm_debugregs {
+    pub db: [u64; 4],
+    pub dr6: u64,
+    pub dr7: u64,
+    pub flags: u64,
+    pub reserved: [u64; 9],
+}
+
 /// The debug registers of `KVM_SET_GUEST_DEBUG`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -117,6 +128,89 @@ pub struct kvm_guest_debug {
     pub control: u32,
     pub pad: u32,
     pub arch: kvm_guest_debug_arch,
+}
+
+/// A model-specific register and its value.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct kvm_msr_entry {
+    pub index: u32,
+    pub reserved: u32,
+    pub data: u64,
+}
+
+/// Events that wait to be delivered, and what holds them back.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct kvm_vcpu_events {
+    pub exception: kvm_vcpu_events_exception,
+    pub interrupt: kvm_vcpu_events_interrupt,
+    pub nmi: kvm_vcpu_events_nmi,
+    pub sipi_vector: u32,
+    pub flags: u32,
+    pub smi: kvm_vcpu_events_smi,
+    pub triple_fault: kvm_vcpu_events_triple_fault,
+    pub reserved: [u8; 26],
+    pub exception_has_payload: u8,
+    pub exception_payload: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct kvm_vcpu_events_exception {
+    pub injected: u8,
+    pub nr: u8,
+    pub has_error_code: u8,
+    pub pending: u8,
+    pub error_code: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct kvm_vcpu_events_interrupt {
+    pub injected: u8,
+    pub nr: u8,
+    pub soft: u8,
+    pub shadow: u8,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct kvm_vcpu_events_nmi {
+    pub injected: u8,
+    pub pending: u8,
+    pub masked: u8,
+    pub pad: u8,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct kvm_vcpu_events_smi {
+    pub smm: u8,
+    pub pending: u8,
+    pub smm_inside_nmi: u8,
+    pub latched_init: u8,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct kvm_vcpu_events_triple_fault {
+    pub pending: u8,
+}
+
+/// The page that KVM shares with a vCPU's owner, as far as what every exit fills.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct kvm_run {
+    pub request_interrupt_window: u8,
+    pub immediate_exit: u8,
+    pub padding1: [u8; 6],
+    pub exit_reason: u32,
+    pub ready_for_interrupt_injection: u8,
+    pub if_flag: u8,
+    pub flags: u16,
+    pub cr8: u64,
+    pub apic_base: u64,
 }
 
 /// A memory slot.

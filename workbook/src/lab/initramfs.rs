@@ -46,8 +46,19 @@ pub fn write(
     orders: &Orders,
 ) -> Result<()> {
     let mut entries = Vec::new();
-    for folder in ["bin", "dev", "lab", "lab/files", "lab/kept", "lab/kept/lab", "lab/modules", "proc", "root", "sys", "tmp"]
-    {
+    for folder in [
+        "bin",
+        "dev",
+        "lab",
+        "lab/files",
+        "lab/kept",
+        "lab/kept/lab",
+        "lab/modules",
+        "proc",
+        "root",
+        "sys",
+        "tmp",
+    ] {
         entries.push((folder.to_owned(), FOLDER, Vec::new()));
     }
     entries.push(("init".to_owned(), PROGRAM, read(init)?));

@@ -56,7 +56,11 @@ pub struct SetupArguments {
 impl SetupArguments {
     /// Whether the reader names something to make the lab of.
     fn names_anything(&self) -> bool {
-        self.kernel.is_some() || self.modules.is_some() || self.qemu.is_some() || self.bochs.is_some() || self.busybox.is_some()
+        self.kernel.is_some()
+            || self.modules.is_some()
+            || self.qemu.is_some()
+            || self.bochs.is_some()
+            || self.busybox.is_some()
     }
 }
 
@@ -297,11 +301,7 @@ fn prepare(
 
 /// Downloads and unpacks the packages; returns the bzImage, the folder with the
 /// modules, and busybox.
-fn unpacked(
-    names: &[String],
-    files: &[Package],
-    work: &Path,
-) -> Result<(PathBuf, PathBuf, Option<PathBuf>)> {
+fn unpacked(names: &[String], files: &[Package], work: &Path) -> Result<(PathBuf, PathBuf, Option<PathBuf>)> {
     let root = work.join("unpacked");
     for package in packages::download(names, files, work)? {
         packages::unpack(&package, &root)?;

@@ -77,10 +77,7 @@ const FILES: &str = "/lab/files";
 fn kept(lab: &Lab) -> Vec<Program> {
     let mut files = vec![(kept::KERNEL, lab.kernel())];
     files.extend(lab.shell().map(|shell| (kept::SHELL, shell)));
-    files
-        .into_iter()
-        .map(|(name, file)| Program { inside: format!("{KEPT}/lab/{name}"), file })
-        .collect()
+    files.into_iter().map(|(name, file)| Program { inside: format!("{KEPT}/lab/{name}"), file }).collect()
 }
 
 /// What chapter 16 reads: a terminal's keys as they are typed, else all of stdin.
