@@ -5,7 +5,7 @@ mod image;
 mod memory;
 mod slots;
 
-pub use image::{Image, ImageError, Symbol};
+pub use image::{Image, ImageError, Segment, Symbol};
 pub use memory::{Memory, MemoryError};
 pub(crate) use slots::Slots;
 

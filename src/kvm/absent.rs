@@ -3,6 +3,7 @@
 //! compiles and is unreachable, by type and not by promise.
 
 pub mod bindings;
+pub mod interrupts;
 
 use std::fmt;
 
@@ -43,6 +44,7 @@ pub enum Cap {
     NrVcpus,
     MaxVcpus,
     NrMemslots,
+    TscDeadlineTimer,
 }
 
 /// The exits that the library names; kvm-ioctls has these and more.

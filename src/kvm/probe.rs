@@ -28,6 +28,8 @@ pub enum Probe {
     Long,
     /// 64-bit code that takes an exception through its IDT and returns.
     Exception,
+    /// 64-bit code with an instruction that KVM's emulator lacks: a CPU must execute it.
+    Native,
 }
 
 impl Probe {
@@ -43,6 +45,7 @@ impl fmt::Display for Probe {
             Self::Paging32 => "32-bit paging",
             Self::Long => "long mode",
             Self::Exception => "an exception through an IDT",
+            Self::Native => "code that KVM cannot emulate",
         })
     }
 }
@@ -52,6 +55,10 @@ impl fmt::Display for Probe {
 const CODE: [u8; 3] = [0xe6, 0x10, 0xf4];
 /// `ud2; hlt`, and the handler of #UD: `out 0x10, al; add qword ptr [rsp], 2; iretq`.
 const FAULTING: [u8; 3] = [0x0f, 0x0b, 0xf4];
+/// `int3; hlt`, and the handler of #BP, to which the return address is already past the `int3`:
+/// `out 0x10, al; iretq`.
+const TRAPPING: [u8; 2] = [0xcc, 0xf4];
+const TRAP_HANDLER_CODE: [u8; 4] = [0xe6, 0x10, 0x48, 0xcf];
 const HANDLER_CODE: [u8; 9] = [0xe6, 0x10, 0x48, 0x83, 0x04, 0x24, 0x02, 0x48, 0xcf];
 const PORT: u16 = 0x10;
 // ANCHOR_END: guests
@@ -112,7 +119,7 @@ impl Probe {
         let mut machine = self.machine(kvm)?;
         let vcpu = &mut machine.vcpu;
         // ANCHOR: expect
-        let _kick = Kick::arm(vcpu.backend.immediate_exit(), PATIENCE);
+        let _kick = Kick::arm(vcpu.backend.immediate_exit(), Some(PATIENCE));
         match vcpu.run().map_err(stuck_or_failed)? {
             VcpuExit::IoOut(PORT, _) => {}
             exit => return Err(Failure::Ending(Unexpected::from(exit).0.name().to_owned())),
@@ -139,7 +146,13 @@ impl Probe {
 
     /// Writes the guest and its tables, and puts the CPU into its mode.
     fn prepare(self, memory: &Memory, sregs: &mut kvm_sregs) -> Result<()> {
-        memory.write(LOAD_ADDRESS, if self == Self::Exception { &FAULTING } else { &CODE })?;
+        // Vectors 6, #UD, and 3, #BP. SDM Vol. 3A, "Exception and Interrupt Vectors".
+        let (code, handler): (&[u8], Option<(u64, &[u8])>) = match self {
+            Self::Exception => (&FAULTING, Some((6, &HANDLER_CODE))),
+            Self::Native => (&TRAPPING, Some((3, &TRAP_HANDLER_CODE))),
+            _ => (&CODE, None),
+        };
+        memory.write(LOAD_ADDRESS, code)?;
         match self {
             Self::Real => mode::enter_real(sregs),
             Self::Protected => mode::enter_protected(sregs, Descriptor::CODE_32),
@@ -151,20 +164,18 @@ impl Probe {
                 (sregs.cr3, sregs.cr4) = (TABLES, sregs.cr4 | cr4::PSE);
                 sregs.cr0 |= cr0::PG;
             }
-            Self::Long | Self::Exception => {
+            Self::Long | Self::Exception | Self::Native => {
                 mode::enter_protected(sregs, Descriptor::CODE_64);
                 mode::enter_long(sregs, paging::identity_map(memory, TABLES)?);
             }
         }
-        if self == Self::Exception {
-            memory.write(HANDLER, &HANDLER_CODE)?;
+        if let Some((vector, handler)) = handler {
+            memory.write(HANDLER, handler)?;
             let gdt = [Descriptor::NULL, Descriptor::CODE_64, Descriptor::DATA];
             memory.write(GDT, &gdt.map(|descriptor| descriptor.0.to_le_bytes()).concat())?;
             (sregs.gdt.base, sregs.gdt.limit) = (GDT, 3 * 8 - 1);
-            /// #UD.
-            const INVALID_OPCODE: u64 = 6;
             let gate = Gate::interrupt(CODE_SELECTOR, HANDLER).to_64();
-            memory.write(IDT + INVALID_OPCODE * 16, &gate.map(u64::to_le_bytes).concat())?;
+            memory.write(IDT + vector * 16, &gate.map(u64::to_le_bytes).concat())?;
             (sregs.idt.base, sregs.idt.limit) = (IDT, 7 * 16 - 1);
         }
         Ok(())

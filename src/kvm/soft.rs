@@ -9,8 +9,8 @@ use vmexit_soft as soft;
 
 use super::{
     API_VERSION, Cap, CpuId, Details, Error, Msrs, Result, VcpuExit, kvm_cpuid_entry2, kvm_debug_exit_arch,
-    kvm_debugregs, kvm_dtable, kvm_guest_debug, kvm_regs, kvm_run, kvm_segment, kvm_sregs, kvm_translation,
-    kvm_userspace_memory_region, kvm_vcpu_events,
+    kvm_debugregs, kvm_dtable, kvm_guest_debug, kvm_lapic_state, kvm_regs, kvm_run, kvm_segment, kvm_sregs,
+    kvm_translation, kvm_userspace_memory_region, kvm_vcpu_events,
 };
 
 /// `include/uapi/linux/kvm.h`.
@@ -114,6 +114,21 @@ impl VmFd {
     /// The same.
     pub fn set_identity_map_address(&self, _: u64) -> Result<()> {
         if self.taken().is_empty() { Ok(()) } else { Err(errno(soft::Errno::EINVAL)) }
+    }
+
+    pub fn create_irq_chip(&self) -> Result<()> {
+        if !self.taken().is_empty() {
+            return Err(errno(soft::Errno::EINVAL));
+        }
+        self.machine.create_irq_chip().map_err(errno)
+    }
+
+    pub fn create_pit2(&self) -> Result<()> {
+        self.machine.create_pit().map_err(errno)
+    }
+
+    pub fn set_irq_line(&self, irq: u32, active: bool) -> Result<()> {
+        self.machine.set_irq_line(irq, active).map_err(errno)
     }
 
     pub fn create_vcpu(&self, id: u64) -> Result<VcpuFd> {
@@ -260,6 +275,26 @@ impl VcpuFd {
             usermode: found.usermode.into(),
             ..kvm_translation::default()
         })
+    }
+
+    /// Every register takes 16 bytes, of which the first four hold it.
+    pub fn get_lapic(&self) -> Result<kvm_lapic_state> {
+        let registers = self.vcpu.borrow().lapic().map_err(errno)?;
+        let mut lapic = kvm_lapic_state { regs: [0; 1024] };
+        for (to, register) in lapic.regs.chunks_mut(16).zip(registers) {
+            for (to, from) in to.iter_mut().zip(register.to_le_bytes()) {
+                *to = from as _;
+            }
+        }
+        Ok(lapic)
+    }
+
+    pub fn set_lapic(&self, lapic: &kvm_lapic_state) -> Result<()> {
+        let mut registers = [0; 64];
+        for (register, from) in registers.iter_mut().zip(lapic.regs.chunks(16)) {
+            *register = u32::from_le_bytes([from[0] as u8, from[1] as u8, from[2] as u8, from[3] as u8]);
+        }
+        self.vcpu.borrow_mut().set_lapic(&registers).map_err(errno)
     }
 
     pub fn set_kvm_immediate_exit(&mut self, value: u8) {

@@ -113,6 +113,12 @@ impl Watch {
                 }
                 continue;
             }
+            if self.run.is_quiet() {
+                if !is_io(&exit) {
+                    self.note(vcpu, &exit)?;
+                }
+                return Ok(exit);
+            }
             self.record(vcpu, &exit, before.map(|(place, _)| place), (entered, left))?;
             return Ok(exit);
         }
@@ -194,10 +200,7 @@ impl Watch {
             VcpuExit::IoIn(_, data) | VcpuExit::MmioRead(_, data) => Some((data.as_ptr(), data.len())),
             _ => None,
         };
-        self.io_pending = matches!(
-            exit,
-            VcpuExit::IoIn(..) | VcpuExit::IoOut(..) | VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)
-        );
+        self.io_pending = is_io(exit);
         // After SHUTDOWN some KVMs have reset the vCPU: what it shows is not the guest's state.
         let state = if owned == Exit::Shutdown { None } else { Some(self.state(vcpu)?) };
         let (caused, ran) = match (stepped, &state) {
@@ -212,6 +215,19 @@ impl Watch {
             self.run.recorder().step(self.vcpu, &ran, None, (span.0, span.0));
         }
         self.run.recorder().exit(self.vcpu, owned, place, state, span);
+        Ok(())
+    }
+
+    /// In a quiet run only what may be the end is looked at, and nothing written.
+    fn note(&self, vcpu: &mut VcpuBackend, exit: &VcpuExit<'_>) -> Result<()> {
+        let owned = Exit::of(exit, &vcpu.details());
+        let place = if owned == Exit::Shutdown {
+            None
+        } else {
+            let (state, out_after) = (self.state(vcpu)?, self.run.out_after());
+            Some(self.seeing(vcpu, |view| Place::of_exit(&owned, &state, out_after, view)))
+        };
+        self.run.recorder().note(owned, place);
         Ok(())
     }
 
@@ -264,6 +280,13 @@ impl Watch {
         }
         bytes
     }
+}
+
+fn is_io(exit: &VcpuExit<'_>) -> bool {
+    matches!(
+        exit,
+        VcpuExit::IoIn(..) | VcpuExit::IoOut(..) | VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)
+    )
 }
 
 impl Drop for Watch {

@@ -225,6 +225,11 @@ impl Recorder {
         }
     }
 
+    /// KVM_RUN came back, in a run whose exits nobody asked to see.
+    pub fn note(&mut self, exit: Exit, place: Option<Place>) {
+        (self.last_exit, self.last_place) = (Some(exit), place);
+    }
+
     /// What the host answered to the `in` or MMIO read that exited last.
     pub fn answer(&mut self, bytes: Vec<u8>) {
         let Some(mut happened) = self.waiting.take() else { return };

@@ -32,7 +32,13 @@ pub fn run() -> ! {
 }
 
 fn mount_the_basics() -> Result<()> {
-    for (kind, place) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/tmp")] {
+    for (kind, place) in [
+        ("devtmpfs", "/dev"),
+        ("devpts", "/dev/pts"),
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("tmpfs", "/tmp"),
+    ] {
         fs::create_dir_all(place).with_context(|| format!("cannot make {place}"))?;
         mount(kind, place, kind, MountFlags::empty(), None)
             .with_context(|| format!("cannot mount {kind} on {place}"))?;
@@ -116,6 +122,11 @@ impl Channel {
     fn send(&self, text: &str) -> Result<()> {
         use std::io::Write;
         (&self.port).write_all(text.as_bytes()).with_context(|| format!("cannot write to {CHANNEL}"))
+    }
+
+    /// What the reader types.
+    pub fn keys(&self) -> Result<File> {
+        self.port.try_clone().with_context(|| format!("cannot read from {CHANNEL}"))
     }
 
     /// Waits until the last byte has left.
