@@ -30,6 +30,7 @@ const CH04: &str = env!("CARGO_BIN_EXE_ch04");
 const CH05: &str = env!("CARGO_BIN_EXE_ch05");
 const CH06: &str = env!("CARGO_BIN_EXE_ch06");
 const CH08: &str = env!("CARGO_BIN_EXE_ch08");
+const CH13: &str = env!("CARGO_BIN_EXE_ch13");
 
 #[rustfmt::skip] // a case a line
 const CASES: &[Case] = &[
@@ -63,6 +64,10 @@ const CASES: &[Case] = &[
     case("ch08--break-no-lme", CH08, &["--break", "no-lme"]),
     case("ch08--break-no-page", CH08, &["--break", "no-page"]),
     case("ch08--break-no-lma", CH08, &["--break", "no-lma"]),
+    case("ch13", CH13, &[]),
+    case("ch13--break-no-eoi", CH13, &["--break", "no-eoi", "--deadline", "1"]),
+    case("ch13--break-no-irqchip", CH13, &["--break", "no-irqchip"]),
+    case("ch13--break-no-window", CH13, &["--break", "no-window"]),
 ];
 
 /// The doctor's probe guests: what they say differs with the KVM.
@@ -79,6 +84,7 @@ const WITHOUT_A_MACHINE: &[Case] = &[
     case("ch05--break-list", CH05, &["--break", "list"]),
     case("ch06--break-list", CH06, &["--break", "list"]),
     case("ch08--break-list", CH08, &["--break", "list"]),
+    case("ch13--break-list", CH13, &["--break", "list"]),
     case("ch05--listing", CH05, &["--listing"]),
     case("ch08--listing", CH08, &["--listing"]),
 ];

@@ -77,8 +77,11 @@ fn interrupts(run: &Run) -> Result<()> {
 
     run.say("with KVM's controllers and timer");
     let memory = Memory::new(MEMORY)?;
-    let mut machine =
-        if run.breaks("no-irqchip") { Machine::new(&kvm, memory)? } else { Machine::with_irqchip(&kvm, memory)? };
+    let mut machine = if run.breaks("no-irqchip") {
+        Machine::new(&kvm, memory)?
+    } else {
+        Machine::with_irqchip(&kvm, memory)?
+    };
     enter(run, &machine, &image, image.entry())?;
     let device = if run.breaks("no-irqchip") { None } else { Some(Device::plug_in(&machine)?) };
     with_controllers(run, &mut machine.vcpu)?;
@@ -116,8 +119,10 @@ fn by_hand(run: &Run, vcpu: &mut VcpuFd) -> Result<()> {
                 vcpu.get_kvm_run().request_interrupt_window = 0;
                 inject(vcpu, HAND_TICK)?;
             }
-            VcpuExit::Hlt if vcpu.get_kvm_run().if_flag == 0 => return Ok(()),
-            VcpuExit::Hlt => inject(vcpu, HAND_TICK)?,
+            VcpuExit::Hlt => match vcpu.get_kvm_run().if_flag {
+                0 => return Ok(()),
+                _ => inject(vcpu, HAND_TICK)?,
+            },
             exit => return Err(Unexpected::from(exit).into()),
         }
     }
@@ -142,7 +147,8 @@ struct Device {
 
 impl Device {
     fn plug_in(machine: &Machine) -> Result<Self> {
-        let (doorbell, line) = (EventFd::new(0).context("an eventfd")?, EventFd::new(0).context("an eventfd")?);
+        let (doorbell, line) =
+            (EventFd::new(0).context("an eventfd")?, EventFd::new(0).context("an eventfd")?);
         let address = IoEventAddress::Pio(DOORBELL);
         machine.vm.register_ioevent(&doorbell, &address, NoDatamatch).context("KVM_IOEVENTFD")?;
         machine.vm.register_irqfd(&line, DEVICE_LINE).context("KVM_IRQFD")?;

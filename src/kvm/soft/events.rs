@@ -38,7 +38,12 @@ impl Events {
         Ok(())
     }
 
-    pub fn add_bell(&self, event: &EventFd, address: &IoEventAddress, value: Option<u64>) -> std::io::Result<()> {
+    pub fn add_bell(
+        &self,
+        event: &EventFd,
+        address: &IoEventAddress,
+        value: Option<u64>,
+    ) -> std::io::Result<()> {
         let address = match *address {
             IoEventAddress::Pio(port) => IoEventAddress::Pio(port),
             IoEventAddress::Mmio(address) => IoEventAddress::Mmio(address),
@@ -51,7 +56,8 @@ impl Events {
     pub fn raise_lines(&self, machine: &soft::Machine) {
         for (event, line) in &self.lists().lines {
             if is_written(event, Duration::ZERO) && event.read().is_ok() {
-                let edge = machine.set_irq_line(*line, true).and_then(|()| machine.set_irq_line(*line, false));
+                let edge =
+                    machine.set_irq_line(*line, true).and_then(|()| machine.set_irq_line(*line, false));
                 debug_assert!(edge.is_ok(), "an eventfd was tied to a line, so there are controllers");
             }
         }
@@ -82,7 +88,9 @@ impl Events {
 impl Bell {
     fn is_meant(&self, exit: soft::Exit, data: &[u8]) -> bool {
         let here = match (exit, &self.address) {
-            (soft::Exit::IoOut { port, count: 1, .. }, IoEventAddress::Pio(wanted)) => u64::from(port) == *wanted,
+            (soft::Exit::IoOut { port, count: 1, .. }, IoEventAddress::Pio(wanted)) => {
+                u64::from(port) == *wanted
+            }
             (soft::Exit::MmioWrite { address, .. }, IoEventAddress::Mmio(wanted)) => address == *wanted,
             _ => false,
         };
