@@ -79,7 +79,7 @@ pub struct ProbeResult {
 }
 
 /// What each chapter needs, by name.
-pub const CHAPTERS: [(&str, crate::kvm::Probe); 8] = [
+pub const CHAPTERS: &[(&str, crate::kvm::Probe)] = &[
     ("ch01", crate::kvm::Probe::Real),
     ("ch02", crate::kvm::Probe::Real),
     ("ch03", crate::kvm::Probe::Real),
@@ -87,6 +87,8 @@ pub const CHAPTERS: [(&str, crate::kvm::Probe); 8] = [
     ("ch05", crate::kvm::Probe::Protected),
     ("ch06", crate::kvm::Probe::Paging32),
     ("ch08", crate::kvm::Probe::Long),
+    ("ch10", crate::kvm::Probe::SystemCall),
+    ("ch11", crate::kvm::Probe::SystemCall),
     ("ch13", crate::kvm::Probe::Exception),
 ];
 

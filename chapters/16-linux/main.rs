@@ -26,7 +26,7 @@ use vmexit::run::{Run, terminal};
 const CHAPTER: Chapter = Chapter {
     name: "ch16",
     title: "Linux",
-    needs: Probe::Native,
+    needs: Probe::SystemCall,
     flags: &[
         Flag { name: "kernel", value: "FILE", what: "a bzImage, or an ELF vmlinux [default: the lab's]" },
         Flag {
