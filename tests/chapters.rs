@@ -86,7 +86,7 @@ const CASES: &[Case] = &[
     case("ch11--break-no-nx", CH11, &["--break", "no-nx"]),
     case("ch11--break-old-protocol", CH11, &["--break", "old-protocol"]),
     case("ch13", CH13, &[]),
-    case("ch13--break-no-eoi", CH13, &["--break", "no-eoi", "--deadline", "1"]),
+    case("ch13--break-no-eoi", CH13, &["--break", "no-eoi", "--deadline", "3"]),
     case("ch13--break-no-irqchip", CH13, &["--break", "no-irqchip"]),
     case("ch13--break-no-window", CH13, &["--break", "no-window"]),
 ];

@@ -102,6 +102,7 @@ impl Watch {
             let completing = self.stepping && std::mem::take(&mut self.io_pending);
             vcpu.set_kvm_immediate_exit(if completing { 1 } else { self.immediate_exit });
             if self.run.stopped().is_some() {
+                self.note_place(vcpu);
                 return Err(crate::kvm::Error::new(EINTR));
             }
             let step = if self.stepping && !completing { Some(self.prepare_step(vcpu)?) } else { None };
