@@ -87,6 +87,7 @@ pub const CHAPTERS: &[(&str, crate::kvm::Probe)] = &[
     ("ch05", crate::kvm::Probe::Protected),
     ("ch06", crate::kvm::Probe::Paging32),
     ("ch08", crate::kvm::Probe::Long),
+    ("ch09", crate::kvm::Probe::Exception),
     ("ch10", crate::kvm::Probe::SystemCall),
     ("ch11", crate::kvm::Probe::SystemCall),
     ("ch13", crate::kvm::Probe::Exception),

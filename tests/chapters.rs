@@ -30,6 +30,7 @@ const CH04: &str = env!("CARGO_BIN_EXE_ch04");
 const CH05: &str = env!("CARGO_BIN_EXE_ch05");
 const CH06: &str = env!("CARGO_BIN_EXE_ch06");
 const CH08: &str = env!("CARGO_BIN_EXE_ch08");
+const CH09: &str = env!("CARGO_BIN_EXE_ch09");
 const CH10: &str = env!("CARGO_BIN_EXE_ch10");
 const CH11: &str = env!("CARGO_BIN_EXE_ch11");
 const CH13: &str = env!("CARGO_BIN_EXE_ch13");
@@ -66,6 +67,11 @@ const CASES: &[Case] = &[
     case("ch08--break-no-lme", CH08, &["--break", "no-lme"]),
     case("ch08--break-no-page", CH08, &["--break", "no-page"]),
     case("ch08--break-no-lma", CH08, &["--break", "no-lma"]),
+    case("ch09", CH09, &[]),
+    case("ch09--provoke", CH09, &["--provoke", "page", "--provoke", "divide"]),
+    case("ch09--break-no-ist", CH09, &["--break", "no-ist", "--provoke", "double"]),
+    case("ch09--break-no-gate", CH09, &["--break", "no-gate", "--provoke", "double"]),
+    case("ch09--break-idt-limit", CH09, &["--break", "idt-limit", "--provoke", "page"]),
     case("ch10", CH10, &[]),
     case("ch10--steps", CH10, &["--steps", "--program", "hello"]),
     case("ch10--break-no-sce", CH10, &["--break", "no-sce"]),
@@ -105,6 +111,8 @@ const WITHOUT_A_MACHINE: &[Case] = &[
     case("ch05--break-list", CH05, &["--break", "list"]),
     case("ch06--break-list", CH06, &["--break", "list"]),
     case("ch08--break-list", CH08, &["--break", "list"]),
+    case("ch09--break-list", CH09, &["--break", "list"]),
+    case("ch09--unknown", CH09, &["--provoke", "panic"]),
     case("ch10--break-list", CH10, &["--break", "list"]),
     case("ch10--help", CH10, &["--help"]),
     case("ch10--unknown-program", CH10, &["--program", "doom"]),
