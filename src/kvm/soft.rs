@@ -13,8 +13,9 @@ use events::Events;
 
 use super::{
     API_VERSION, Cap, CpuId, Details, Error, EventFd, IoEventAddress, Msrs, Result, VcpuExit,
-    kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_debugregs, kvm_dtable, kvm_fpu, kvm_guest_debug, kvm_lapic_state,
-    kvm_regs, kvm_run, kvm_segment, kvm_sregs, kvm_translation, kvm_userspace_memory_region, kvm_vcpu_events,
+    kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_debugregs, kvm_dtable, kvm_fpu, kvm_guest_debug,
+    kvm_lapic_state, kvm_regs, kvm_run, kvm_segment, kvm_sregs, kvm_translation, kvm_userspace_memory_region,
+    kvm_vcpu_events,
 };
 
 /// `include/uapi/linux/kvm.h`.

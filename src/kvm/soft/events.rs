@@ -44,11 +44,7 @@ impl Events {
         address: &IoEventAddress,
         value: Option<u64>,
     ) -> std::io::Result<()> {
-        let address = match *address {
-            IoEventAddress::Pio(port) => IoEventAddress::Pio(port),
-            IoEventAddress::Mmio(address) => IoEventAddress::Mmio(address),
-        };
-        self.lists().bells.push(Bell { event: event.try_clone()?, address, value });
+        self.lists().bells.push(Bell { event: event.try_clone()?, address: *address, value });
         Ok(())
     }
 
