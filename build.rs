@@ -10,7 +10,9 @@
 //! ch05.key  what the image was made from; unchanged means nothing to do
 //! ```
 //!
-//! and for `chapters/10-system-calls/user/hello.s` the same, as `user-hello`.
+//! and for `chapters/10-system-calls/user/hello.s` the same, as `user-hello`. A program
+//! may be in Rust, too: a file `user/primes.rs`, with its modules in folders beside it.
+//! Chapter 11's guest is a package of its own, which cargo builds: `kernel.rs`.
 //!
 //! A guest that does not assemble stops its own binary and nothing else, so
 //! this script fails only where the file system does.
@@ -20,13 +22,15 @@ use std::fmt::Write;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 const BARE_METAL: &str = "x86_64-unknown-none";
 const LINUX: &str = "x86_64-unknown-linux-gnu";
 /// Where a guest is loaded, and where a program for ring 3.
 const GUEST_SCRIPT: &str = "chapters/guest.ld";
 const USER_SCRIPT: &str = "chapters/user.ld";
+/// The guest that is a package.
+const KERNEL: &str = "chapters/11-a-kernel/kernel";
 
 fn main() -> io::Result<()> {
     // The real device exists on x86-64 Linux alone; `cfg(host_kvm)` says so in one word.
@@ -41,6 +45,8 @@ fn main() -> io::Result<()> {
 
     let out = PathBuf::from(variable("OUT_DIR"));
     let compiler = Compiler::find();
+    let kernel = compiler.start_kernel(&out);
+    let mut programs = Vec::new();
     for entry in fs::read_dir("chapters")?.chain(fs::read_dir("examples")?) {
         let folder = entry?.path();
         let source = folder.join("guest.s");
@@ -50,19 +56,40 @@ fn main() -> io::Result<()> {
             println!("cargo::rerun-if-changed={}", source.display());
             build_image(&binary_name(&source), &source, GUEST_SCRIPT, &out, &compiler)?;
         }
-        let programs = folder.join("user");
-        if programs.is_dir() {
-            println!("cargo::rerun-if-changed={}", programs.display()); // a new program adds a file
+        let user = folder.join("user");
+        if user.is_dir() {
+            println!("cargo::rerun-if-changed={}", user.display()); // a new program adds a file
         }
-        for entry in fs::read_dir(programs).into_iter().flatten() {
+        for entry in fs::read_dir(user).into_iter().flatten() {
             let source = entry?.path();
             if source.extension().is_some_and(|extension| extension == "s") {
                 println!("cargo::rerun-if-changed={}", source.display());
                 build_image(&program_name(&source), &source, USER_SCRIPT, &out, &compiler)?;
+                programs.push(program_name(&source));
+            } else if source.extension().is_some_and(|extension| extension == "rs") {
+                build_program(&source, &out, &compiler)?;
+                programs.push(program_name(&source));
             }
         }
     }
-    Ok(())
+    programs.sort();
+    write_if_new(&out.join("programs.rs"), &programs_include(&programs))?;
+    write_if_new(&out.join("kernel.rs"), &kernel_include(kernel))
+}
+
+/// A table of all programs.
+fn programs_include(programs: &[String]) -> String {
+    let name = |program: &str| program.strip_prefix("user-").unwrap_or(program).to_owned();
+    let row = |program: &String| format!("({:?}, include!(\"{program}.rs\")),\n", name(program));
+    format!("&[\n{}]", programs.iter().map(row).collect::<String>())
+}
+
+/// Writes a file, but not again: cargo looks at its time.
+fn write_if_new(file: &Path, text: &str) -> io::Result<()> {
+    if fs::read(file).is_ok_and(|old| old == text.as_bytes()) {
+        return Ok(());
+    }
+    fs::write(file, text)
 }
 
 /// A variable that cargo sets for every build script.
@@ -112,6 +139,45 @@ fn program_name(source: &Path) -> String {
     format!("user-{}", source.file_stem().unwrap_or_default().to_string_lossy())
 }
 
+/// Makes `user-NAME.rs` from a program in Rust. What it includes is a file of its own, so it is
+/// built anew whenever this script runs: a tenth of a second.
+fn build_program(source: &Path, out: &Path, compiler: &Compiler) -> io::Result<()> {
+    let name = program_name(source);
+    let result = compiler.compile_program(source, &out.join(format!("{name}.elf")))?;
+    let include = match result {
+        Ok(()) => format!("include_bytes!(\"{name}.elf\").as_slice()"),
+        Err(message) => format!("compile_error!({message:?})"),
+    };
+    write_if_new(&out.join(format!("{name}.rs")), &include)
+}
+
+/// What the chapter's binary includes for its kernel: the image, or why there is none.
+fn kernel_include(kernel: Result<(Child, PathBuf), String>) -> String {
+    let built = kernel.and_then(|(cargo, image)| {
+        let done = cargo.wait_with_output().map_err(|error| format!("{KERNEL}: {error}"))?;
+        if done.status.success() {
+            return Ok(image);
+        }
+        Err(cargo_errors(&String::from_utf8_lossy(&done.stderr)))
+    });
+    match built {
+        Ok(image) => format!("include_bytes!({image:?}).as_slice()"),
+        Err(message) => format!("compile_error!({message:?})"),
+    }
+}
+
+/// What cargo says with `--message-format short`, each error with its file's path from here.
+fn cargo_errors(stderr: &str) -> String {
+    let is_error = |line: &&str| line.contains(": error");
+    let errors: Vec<String> =
+        stderr.lines().filter(is_error).map(|line| format!("{KERNEL}/{line}")).collect();
+    if errors.is_empty() {
+        format!("{KERNEL}: cargo could not build the kernel:\n{stderr}")
+    } else {
+        errors.join("\n")
+    }
+}
+
 /// rustc, and the target through which it can make a bare-metal image here.
 struct Compiler {
     rustc: String,
@@ -133,6 +199,85 @@ impl Compiler {
         Self { rustc, target, key }
     }
 
+    /// What to say where no guest can be built.
+    fn no_target(&self, shown: &str) -> String {
+        format!(
+            "{shown}: guests are built for {BARE_METAL}, which this Rust toolchain lacks; add it with: rustup target add {BARE_METAL}"
+        )
+    }
+
+    /// Starts cargo on the kernel, and says where the image will be. It has its own target folder,
+    /// one for all profiles and targets of the workbook: the kernel is the same for all of them.
+    fn start_kernel(&self, out: &Path) -> Result<(Child, PathBuf), String> {
+        for file in ["src", "Cargo.toml", "Cargo.lock", "kernel.ld", ".cargo/config.toml"] {
+            println!("cargo::rerun-if-changed={KERNEL}/{file}");
+        }
+        println!("cargo::rerun-if-changed=src/boot/info.rs");
+        println!("cargo::rerun-if-changed=src/abi.rs");
+        let target = self.target.ok_or_else(|| self.no_target(KERNEL))?;
+        // Cargo marks the folder that holds everything that it builds.
+        let marked = out.ancestors().find(|folder| folder.join("CACHEDIR.TAG").is_file());
+        let folder = marked.unwrap_or(out).join("kernel");
+        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.current_dir(KERNEL).args(["build", "--quiet", "--locked", "--message-format", "short"]);
+        cargo.args(["--target", target]).arg("--target-dir").arg(&folder);
+        // How the workbook itself is built is no matter of the kernel's.
+        for name in [
+            "RUSTFLAGS",
+            "CARGO_ENCODED_RUSTFLAGS",
+            "CARGO_BUILD_RUSTFLAGS",
+            "RUSTC_WORKSPACE_WRAPPER",
+            "CARGO_BUILD_TARGET",
+            "CARGO_TARGET_DIR",
+            "CARGO_BUILD_TARGET_DIR",
+            "CARGO_INCREMENTAL",
+        ] {
+            cargo.env_remove(name);
+        }
+        let child = cargo.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        let child = child.map_err(|error| format!("{KERNEL}: cargo cannot be run: {error}"))?;
+        Ok((child, folder.join(target).join("debug/kernel")))
+    }
+
+    /// Compiles and links a program in Rust; the inner error is what the reader sees.
+    fn compile_program(&self, source: &Path, image: &Path) -> io::Result<Result<(), String>> {
+        println!("cargo::rerun-if-changed={}", source.display());
+        let Some(target) = self.target else {
+            return Ok(Err(self.no_target(&source.display().to_string())));
+        };
+        let mut rustc = self.linking(target, USER_SCRIPT)?;
+        rustc.args([
+            "--crate-name",
+            "program",
+            "-C",
+            "opt-level=s",
+            "-C",
+            "strip=debuginfo",
+            "--error-format",
+            "short",
+        ]);
+        let done = rustc.arg("-o").arg(image).arg(source).output()?;
+        if done.status.success() {
+            return Ok(Ok(()));
+        }
+        let stderr = String::from_utf8_lossy(&done.stderr);
+        let errors: Vec<&str> = stderr.lines().filter(|line| line.contains(": error")).collect();
+        Ok(Err(if errors.is_empty() { stderr.into_owned() } else { errors.join("\n") }))
+    }
+
+    /// rustc, about to link a program for no operating system with this script.
+    fn linking(&self, target: &str, script: &str) -> io::Result<Command> {
+        let mut rustc = Command::new(&self.rustc);
+        rustc.args(["--crate-type", "bin", "--edition", "2024", "--target", target]);
+        rustc.args(["-C", "panic=abort", "-C", "relocation-model=static", "-C", "debuginfo=0"]);
+        if target == LINUX {
+            rustc.args(["-C", "linker=rust-lld", "-C", "linker-flavor=ld.lld", "-C", "link-arg=-nostdlib"]);
+        }
+        let script = fs::canonicalize(script)?;
+        rustc.arg("-C").arg(format!("link-arg=-T{}", script.display()));
+        Ok(rustc)
+    }
+
     /// Assembles and links `text`; the inner error is what the reader sees.
     fn assemble(
         &self,
@@ -143,23 +288,15 @@ impl Compiler {
         shown: &str,
     ) -> io::Result<Result<(), String>> {
         let Some(target) = self.target else {
-            return Ok(Err(format!(
-                "{shown}: guests are built for {BARE_METAL}, which this Rust toolchain lacks; add it with: rustup target add {BARE_METAL}"
-            )));
+            return Ok(Err(self.no_target(shown)));
         };
         let assembly = out.join(format!("{name}.s"));
         let wrapper = out.join(format!("{name}-wrapper.rs"));
         fs::write(&assembly, mark_code_size(text))?;
         fs::write(&wrapper, wrapper_source(&assembly))?;
 
-        let mut rustc = Command::new(&self.rustc);
-        rustc.args(["--crate-name", "guest", "--crate-type", "bin", "--edition", "2024", "--target", target]);
-        rustc.args(["-C", "panic=abort", "-C", "relocation-model=static", "-C", "debuginfo=0"]);
-        if target == LINUX {
-            rustc.args(["-C", "linker=rust-lld", "-C", "linker-flavor=ld.lld", "-C", "link-arg=-nostdlib"]);
-        }
-        let script = fs::canonicalize(script)?;
-        rustc.arg("-C").arg(format!("link-arg=-T{}", script.display()));
+        let mut rustc = self.linking(target, script)?;
+        rustc.args(["--crate-name", "guest"]);
         let done = rustc.arg("-o").arg(out.join(format!("{name}.elf"))).arg(&wrapper).output()?;
         if done.status.success() {
             return Ok(Ok(()));
@@ -320,5 +457,32 @@ mod tests {
         let include = fs::read_to_string(folder.join("user-wrong.rs")).expect("something to include");
         assert!(include.starts_with("compile_error!("), "{include}");
         assert!(include.contains("wrong.s:3: invalid instruction mnemonic 'sysall'"), "{include}");
+    }
+
+    #[test]
+    fn a_program_in_rust_that_does_not_compile_is_reported_at_its_line() {
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("95-program");
+        fs::create_dir_all(&folder).expect("cargo's folder for tests can be written");
+        let source = folder.join("wrong.rs");
+        fs::write(&source, "#![no_std]\n#![no_main]\nconst WRONG: u8 = \"\";\n")
+            .expect("the folder can be written");
+        let result = Compiler::find().compile_program(&source, &folder.join("wrong.elf"));
+        let message = result.expect("rustc can be run").expect_err("this program is broken");
+        assert!(
+            message.contains("wrong.rs:3:19: error[E0308]") && !message.contains("aborting"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_kernel_is_reported_with_its_path_from_here() {
+        let stderr =
+            "src/boot.rs:3:5: error[E0425]: cannot find value `x`\nerror: could not compile `kernel`\n";
+        let wanted = format!("{KERNEL}/src/boot.rs:3:5: error[E0425]: cannot find value `x`");
+        assert_eq!(cargo_errors(stderr), wanted);
+        let offline = "error: failed to download `elf v0.8.0`\n";
+        assert!(
+            cargo_errors(offline).contains("cargo could not build the kernel:\nerror: failed to download")
+        );
     }
 }

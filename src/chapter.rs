@@ -4,6 +4,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use crate::boot::BadFile;
 use crate::boot::linux::{KernelError, LoadError};
 use crate::exit::{Exit, Unexpected};
 use crate::explain;
@@ -148,6 +149,7 @@ fn status_of(error: &anyhow::Error) -> Status {
         || error.is::<KernelError>()
         || error.is::<LoadError>()
         || error.is::<ImageError>()
+        || error.is::<BadFile>()
         || root.is::<MemoryError>()
         || root.is::<kvm::Error>()
         || root.is::<io::Error>();

@@ -91,8 +91,13 @@ pub fn listing(image: &Image) -> String {
             bits = image.code_bits(row.address);
             line(&mut out, &format!("    {:<38}# {bits}-bit code", ""));
         }
+        if row.bytes.is_empty() {
+            line(&mut out, "    ...");
+            continue;
+        }
         let meaning = row.instruction.map_or(String::new(), |instruction| text(&instruction, Some(image)));
-        line(&mut out, &format!("    {:<6x}{:<32}{meaning}", row.address, hex(row.bytes)));
+        let (address, bytes) = (format!("{:x}  ", row.address), format!("{}  ", hex(row.bytes)));
+        line(&mut out, &format!("    {address:<6}{bytes:<32}{meaning}"));
     }
     out
 }
@@ -104,7 +109,11 @@ pub fn instruction_starts(image: &Image) -> BTreeSet<u64> {
     code.map(|row| row.address).collect()
 }
 
-/// A line of the listing: an instruction, or up to eight bytes that are none.
+/// So many zeros in a row are left out of the listing.
+const MANY_ZEROS: usize = 32;
+
+/// A line of the listing: an instruction, or up to eight bytes that are none; no
+/// bytes where zeros are left out.
 struct Row<'a> {
     address: u64,
     bytes: &'a [u8],
@@ -121,6 +130,14 @@ fn rows(image: &Image) -> Vec<Row<'_>> {
             // No row reaches over a name or a change of the code's size.
             let to_mark = image.next_mark(address).map_or(u64::MAX, |mark| mark - address);
             let piece = &rest[..rest.len().min(usize::try_from(to_mark).unwrap_or(usize::MAX))];
+            let zeros = piece.iter().take_while(|byte| **byte == 0).count();
+            if zeros >= MANY_ZEROS {
+                let left_out = if zeros == piece.len() { zeros } else { zeros & !7 };
+                rows.push(Row { address, bytes: &[], is_code: segment.executable, instruction: None });
+                rest = &rest[left_out..];
+                address += left_out as u64;
+                continue;
+            }
             let bits = image.code_bits(address);
             let instruction = segment.executable.then(|| decode(bits, address, piece)).flatten();
             let length = instruction.map_or(piece.len().min(8), |instruction| instruction.len());
@@ -164,6 +181,18 @@ mod tests {
         // `jmp far [bx]` names its target in memory.
         let instruction = decode(16, 0, &[0xff, 0x2f]).expect("an indirect far jump");
         assert_eq!(text(&instruction, None), "jmp far dword ptr [bx]");
+    }
+
+    #[test]
+    fn many_zeros_are_left_out_of_the_listing() {
+        let mut bytes = vec![0xf4];
+        bytes.extend([0; 40]);
+        bytes.push(0xf4);
+        let listing = listing(&Image::flat(0x1000, &bytes));
+        let lines: Vec<&str> = listing.lines().map(str::trim).collect();
+        assert_eq!(lines.len(), 4, "{listing}");
+        assert_eq!(lines[2], "...");
+        assert!(lines[3].starts_with("1029"), "{listing}");
     }
 
     #[test]

@@ -19,6 +19,24 @@ macro_rules! program {
     };
 }
 
+/// All programs for ring 3, `&[(name, file)]`, in the order of their names.
+#[macro_export]
+macro_rules! programs {
+    () => {
+        include!(concat!(env!("OUT_DIR"), "/programs.rs"))
+    };
+}
+
+/// The bytes of chapter 11's kernel, an ELF file that `build.rs` made with cargo from
+/// the package in the chapter's folder `kernel/`. Where that does not compile, the
+/// compiler's message is this binary's compile error.
+#[macro_export]
+macro_rules! kernel {
+    () => {
+        include!(concat!(env!("OUT_DIR"), "/kernel.rs"))
+    };
+}
+
 /// The bytes of this binary's own guest, which `build.rs` made from the
 /// chapter's `guest.s`. Where that file does not assemble, the assembler's
 /// message is this binary's compile error.

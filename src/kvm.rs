@@ -27,8 +27,9 @@ use kvm_ioctls as host;
 
 #[cfg(not(host_kvm))]
 pub use absent::bindings::{
-    kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_debugregs, kvm_dtable, kvm_guest_debug, kvm_msr_entry,
-    kvm_regs, kvm_run, kvm_segment, kvm_sregs, kvm_translation, kvm_userspace_memory_region, kvm_vcpu_events,
+    kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_debugregs, kvm_dtable, kvm_fpu, kvm_guest_debug,
+    kvm_msr_entry, kvm_regs, kvm_run, kvm_segment, kvm_sregs, kvm_translation, kvm_userspace_memory_region,
+    kvm_vcpu_events,
 };
 #[cfg(not(host_kvm))]
 pub use absent::{CpuId, Msrs};
@@ -36,7 +37,7 @@ pub use host::{Cap, Error, VcpuExit};
 pub use irqchip::{EventFd, IoEventAddress, KVM_PIT_SPEAKER_DUMMY, kvm_lapic_state, kvm_pit_config};
 #[cfg(host_kvm)]
 pub use kvm_bindings::{
-    CpuId, Msrs, kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_debugregs, kvm_dtable, kvm_guest_debug,
+    CpuId, Msrs, kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_debugregs, kvm_dtable, kvm_fpu, kvm_guest_debug,
     kvm_msr_entry, kvm_regs, kvm_run, kvm_segment, kvm_sregs, kvm_translation, kvm_userspace_memory_region,
     kvm_vcpu_events,
 };
@@ -274,10 +275,7 @@ impl VcpuFd {
     /// # Errors
     /// The errno of `KVM_SET_REGS`.
     pub fn set_regs(&self, regs: &kvm_regs) -> Result<()> {
-        match &self.backend {
-            VcpuBackend::Host(vcpu) => vcpu.set_regs(regs)?,
-            VcpuBackend::Soft(vcpu) => vcpu.set_regs(regs)?,
-        }
+        self.backend.set_regs(regs)?;
         if let Some(watch) = &self.watch {
             watch.note_set(Some(regs), None);
         }
@@ -319,16 +317,36 @@ impl VcpuFd {
         }
     }
 
+    /// The x87 FPU's and SSE's registers.
+    ///
+    /// # Errors
+    /// The errno of `KVM_GET_FPU`.
+    pub fn get_fpu(&self) -> Result<kvm_fpu> {
+        match &self.backend {
+            VcpuBackend::Host(vcpu) => vcpu.get_fpu(),
+            VcpuBackend::Soft(vcpu) => vcpu.get_fpu(),
+        }
+    }
+
+    /// Sets the x87 FPU's and SSE's registers.
+    ///
+    /// # Errors
+    /// The errno of `KVM_SET_FPU`; of the software machine `EINVAL` where an x87 register is in use, because
+    /// it has none.
+    pub fn set_fpu(&self, fpu: &kvm_fpu) -> Result<()> {
+        match &self.backend {
+            VcpuBackend::Host(vcpu) => vcpu.set_fpu(fpu),
+            VcpuBackend::Soft(vcpu) => vcpu.set_fpu(fpu),
+        }
+    }
+
     /// Reads the model-specific registers that `msrs` names into it; returns how many it read before one
     /// that the CPU has not.
     ///
     /// # Errors
     /// The errno of `KVM_GET_MSRS`.
     pub fn get_msrs(&self, msrs: &mut Msrs) -> Result<usize> {
-        match &self.backend {
-            VcpuBackend::Host(vcpu) => vcpu.get_msrs(msrs),
-            VcpuBackend::Soft(vcpu) => vcpu.get_msrs(msrs),
-        }
+        self.backend.get_msrs(msrs)
     }
 
     /// Sets model-specific registers; returns how many it set before one that the CPU has not, or that
@@ -458,11 +476,50 @@ impl VcpuBackend {
         }
     }
 
+    pub(crate) fn set_regs(&self, regs: &kvm_regs) -> Result<()> {
+        match self {
+            Self::Host(vcpu) => vcpu.set_regs(regs),
+            Self::Soft(vcpu) => vcpu.set_regs(regs),
+        }
+    }
+
     pub(crate) fn get_sregs(&self) -> Result<kvm_sregs> {
         match self {
             Self::Host(vcpu) => vcpu.get_sregs(),
             Self::Soft(vcpu) => vcpu.get_sregs(),
         }
+    }
+
+    fn get_msrs(&self, msrs: &mut Msrs) -> Result<usize> {
+        match self {
+            Self::Host(vcpu) => vcpu.get_msrs(msrs),
+            Self::Soft(vcpu) => vcpu.get_msrs(msrs),
+        }
+    }
+
+    /// A model-specific register, if this CPU has it.
+    pub(crate) fn get_msr(&self, index: u32) -> Option<u64> {
+        let mut msrs = Msrs::from_entries(&[kvm_msr_entry { index, ..kvm_msr_entry::default() }]).ok()?;
+        let read = self.get_msrs(&mut msrs).ok()?;
+        (read == 1).then(|| msrs.as_slice()[0].data)
+    }
+
+    /// # Errors
+    /// `EINVAL` where the CPU has no such register, or it cannot hold the value.
+    pub(crate) fn set_msr(&self, index: u32, data: u64) -> Result<()> {
+        const EINVAL: i32 = 22;
+        let entry = kvm_msr_entry { index, data, ..kvm_msr_entry::default() };
+        let msrs = Msrs::from_entries(&[entry]).map_err(|_| Error::new(EINVAL))?;
+        let set = match self {
+            Self::Host(vcpu) => vcpu.set_msrs(&msrs)?,
+            Self::Soft(vcpu) => vcpu.set_msrs(&msrs)?,
+        };
+        if set == 1 { Ok(()) } else { Err(Error::new(EINVAL)) }
+    }
+
+    /// Whether single-stepping works by the guest's RFLAGS.TF, as the host's KVM does it.
+    pub(crate) fn steps_by_trap_flag(&self) -> bool {
+        matches!(self, Self::Host(_))
     }
 
     pub(crate) fn set_guest_debug(&self, debug: &kvm_guest_debug) -> Result<()> {
@@ -574,6 +631,7 @@ mod tests {
         same_layout!(kvm_translation: linear_address, physical_address, valid, writeable, usermode);
         same_layout!(kvm_debug_exit_arch: exception, pc, dr6, dr7);
         same_layout!(kvm_debugregs: db, dr6, dr7, flags);
+        same_layout!(kvm_fpu: fpr, fcw, fsw, ftwx, last_opcode, last_ip, last_dp, xmm, mxcsr);
         same_layout!(kvm_guest_debug: control, arch);
         same_layout!(kvm_cpuid_entry2: function, index, flags, eax, ebx, ecx, edx);
         same_layout!(kvm_userspace_memory_region: slot, flags, guest_phys_addr, memory_size, userspace_addr);

@@ -17,8 +17,8 @@ pub mod mode; // 05: control registers, mode and ring.
 pub mod segment; // 05: descriptors and segment registers.
 pub mod paging; // 06: page tables, walked and built.
 pub mod abi; // 10: what a program in ring 3 may ask of its kernel.
+pub mod boot; // 11: a kernel's ELF file and its boot information.
 pub mod device; // 12: a bus, and the devices on it.
-pub mod boot; // 16: operating systems that others wrote.
 pub mod chapter; // All: what every chapter's `main` is.
 pub mod status; // All: the exit codes.
 pub mod transcript; // All: a run as the tests, the lab and the book show it.

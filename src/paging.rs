@@ -4,11 +4,13 @@
 mod fault;
 mod form;
 mod rules;
+mod tables;
 mod walk;
 
 pub use fault::{Cause, PageFault, describe_error_code, error_code};
 pub use form::{Form, Level};
 pub use rules::{Access, Features, Intent, Paging};
+pub use tables::Tables;
 pub use walk::{Fault, Mapping, Step, Walk, walk};
 
 use crate::guest::{Memory, MemoryError};
@@ -59,6 +61,29 @@ pub fn identity_map(memory: &Memory, tables: u64) -> Result<u64, MemoryError> {
     Ok(pml4)
 }
 // ANCHOR_END: identity_map
+
+// ANCHOR: map_twice
+/// Maps the first GiB twice, at its own addresses and at `base`, a multiple of 1 GiB
+/// in the last 512 GiB of the address space; returns the value for CR3. `tables` is
+/// the guest-physical address of four pages.
+///
+/// ```text
+/// PML4[0]    ->  PDPT[0]     ->  PD[0..512]  ->  2 MiB pages at 0, 2 MiB, …
+/// PML4[511]  ->  PDPT'[510]  ->  the same PD         (for base = the last 2 GiB)
+/// ```
+///
+/// # Errors
+/// When the four tables do not fit into the guest's memory.
+pub fn map_twice(memory: &Memory, tables: u64, base: u64) -> Result<u64, MemoryError> {
+    let pml4 = identity_map(memory, tables)?;
+    let (pd, high_pdpt) = (tables + 2 * PAGE, tables + 3 * PAGE);
+    let table = entry::PRESENT | entry::WRITABLE;
+    let index = |shift: u32| (base >> shift & 0x1ff) * 8;
+    memory.write(pml4 + index(39), &(high_pdpt | table).to_le_bytes())?;
+    memory.write(high_pdpt + index(30), &(pd | table).to_le_bytes())?;
+    Ok(pml4)
+}
+// ANCHOR_END: map_twice
 
 #[cfg(test)]
 mod tests {

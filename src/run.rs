@@ -6,6 +6,7 @@ pub(crate) mod interrupt;
 pub mod options;
 pub mod screen;
 pub mod terminal;
+mod trap_flag;
 mod watch;
 
 pub(crate) use watch::Watch;
@@ -107,6 +108,14 @@ impl Run {
     /// Lets the trace name the guest's addresses by this image from now on.
     pub fn name_addresses(&self, image: &Image) {
         self.recorder().set_image(image.clone());
+    }
+
+    /// From now on the text trace is printed only if `--trace text` asked for it: for a guest with
+    /// thousands of exits.
+    pub fn show_exits_if_asked(&self) {
+        if !self.0.options.traces.contains(&options::TraceTo::Text) {
+            self.recorder().hide_exits();
+        }
     }
 
     /// Prints a line of the chapter's own on stdout, unless the JSON trace is there.

@@ -30,6 +30,9 @@ const CH04: &str = env!("CARGO_BIN_EXE_ch04");
 const CH05: &str = env!("CARGO_BIN_EXE_ch05");
 const CH06: &str = env!("CARGO_BIN_EXE_ch06");
 const CH08: &str = env!("CARGO_BIN_EXE_ch08");
+const CH10: &str = env!("CARGO_BIN_EXE_ch10");
+const CH11: &str = env!("CARGO_BIN_EXE_ch11");
+const CH16: &str = env!("CARGO_BIN_EXE_ch16");
 
 #[rustfmt::skip] // a case a line
 const CASES: &[Case] = &[
@@ -63,6 +66,25 @@ const CASES: &[Case] = &[
     case("ch08--break-no-lme", CH08, &["--break", "no-lme"]),
     case("ch08--break-no-page", CH08, &["--break", "no-page"]),
     case("ch08--break-no-lma", CH08, &["--break", "no-lma"]),
+    case("ch10", CH10, &[]),
+    case("ch10--steps", CH10, &["--steps", "--program", "hello"]),
+    case("ch10--break-no-sce", CH10, &["--break", "no-sce"]),
+    case("ch10--break-no-swapgs", CH10, &["--break", "no-swapgs"]),
+    case("ch10--break-no-task", CH10, &["--break", "no-task"]),
+    case("ch10--break-supervisor", CH10, &["--break", "supervisor", "--program", "hello"]),
+    case("ch11", CH11, &[]),
+    case("ch11--program-primes", CH11, &["--program", "primes"]),
+    case("ch11--program-pointer", CH11, &["--program", "pointer"]),
+    case("ch11--program-halt", CH11, &["--program", "halt"]),
+    case("ch11--program-jump", CH11, &["--program", "jump"]),
+    case("ch11--program-spin", CH11, &["--program", "spin", "--deadline", "3"]),
+    case("ch11--cmdline-test", CH11, &["--cmdline", "test", "--program", "none"]),
+    case("ch11--cmdline-panic", CH11, &["--cmdline", "panic", "--program", "none"]),
+    case("ch11--cmdline-overflow", CH11, &["--cmdline", "overflow", "--program", "none"]),
+    case("ch11--cmdline-reboot", CH11, &["--cmdline", "reboot", "--program", "none"]),
+    case("ch11--break-no-higher-half", CH11, &["--break", "no-higher-half"]),
+    case("ch11--break-no-nx", CH11, &["--break", "no-nx"]),
+    case("ch11--break-old-protocol", CH11, &["--break", "old-protocol"]),
 ];
 
 /// The doctor's probe guests: what they say differs with the KVM.
@@ -79,8 +101,16 @@ const WITHOUT_A_MACHINE: &[Case] = &[
     case("ch05--break-list", CH05, &["--break", "list"]),
     case("ch06--break-list", CH06, &["--break", "list"]),
     case("ch08--break-list", CH08, &["--break", "list"]),
+    case("ch10--break-list", CH10, &["--break", "list"]),
+    case("ch10--help", CH10, &["--help"]),
+    case("ch10--unknown-program", CH10, &["--program", "doom"]),
+    case("ch11--help", CH11, &["--help"]),
+    case("ch11--break-list", CH11, &["--break", "list"]),
+    case("ch16--help", CH16, &["--help"]),
+    case("ch16--break-list", CH16, &["--break", "list"]),
     case("ch05--listing", CH05, &["--listing"]),
     case("ch08--listing", CH08, &["--listing"]),
+    case("ch10--listing", CH10, &["--listing", "--program", "count"]),
 ];
 
 fn main() {
@@ -205,7 +235,9 @@ fn own_or_shared(name: &str, kind: &str) -> String {
 
 /// `--break list` and the snapshots name the same variants.
 fn every_variant_has_a_snapshot() -> Result<(), Failed> {
-    for case in WITHOUT_A_MACHINE.iter().filter(|case| case.flags == ["--break", "list"]) {
+    // A Linux that boots prints times and addresses: its variants' endings are tested in the lab.
+    let in_snapshots = |case: &&Case| case.flags == ["--break", "list"] && case.binary != CH16;
+    for case in WITHOUT_A_MACHINE.iter().filter(in_snapshots) {
         let output = run(case, &[]);
         let listed = String::from_utf8_lossy(&output.stdout).into_owned();
         for variant in listed.lines().filter_map(|line| line.split_whitespace().next()) {

@@ -27,7 +27,7 @@ use vmexit::run::{Run, terminal};
 const CHAPTER: Chapter = Chapter {
     name: "ch16",
     title: "Linux",
-    needs: Probe::Native,
+    needs: Probe::SystemCall,
     flags: &[
         Flag { name: "kernel", value: "FILE", what: "a bzImage, or an ELF vmlinux [default: the lab's]" },
         Flag {
@@ -41,7 +41,11 @@ const CHAPTER: Chapter = Chapter {
             what: "the kernel's command line\n[default: console=ttyS0 earlyprintk=serial panic=-1]",
         },
         Flag { name: "memory", value: "SIZE", what: "such as 512M or 1G [default: 256M]" },
-        Flag { name: "exits", value: "FILE", what: "write there how many exits of which kind it took" },
+        Flag {
+            name: "exits",
+            value: "FILE",
+            what: "write there how many exits of which kind it took;\n- is stderr",
+        },
     ],
     breaks: variants::ALL,
 };

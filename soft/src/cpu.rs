@@ -101,6 +101,8 @@ pub struct Cpu {
     pub xmm: [u128; 16],
     /// SSE's control and status.
     pub mxcsr: u32,
+    /// x87's control word; there is no more of it.
+    pub fcw: u16,
     /// The ring.
     pub cpl: u8,
     /// Of the code that runs: [`Cpu::update_mode`] keeps it.
@@ -224,6 +226,7 @@ impl Cpu {
             xmm: [0; 16],
             // Every exception masked. Intel SDM Vol. 1, "MXCSR Control and Status Register".
             mxcsr: 0x1f80,
+            fcw: 0x37f,
             cpl: 0,
             code_size: CodeSize::Bits16,
             physical_bits: 36,

@@ -80,9 +80,9 @@ pub fn supported() -> Vec<CpuidEntry> {
             1 << 16 | 8 << 8,
             // CMPXCHG16B, MOVBE, POPCNT, a hypervisor.
             bits(&[13, 22, 23, 31]),
-            // DE, PSE, TSC, MSR, PAE, CX8, APIC, SEP, PGE, CMOV, PAT, PSE-36, FXSR; no FPU, and no SSE before it
-            // is whole.
-            bits(&[2, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16, 17, 24]),
+            // DE, PSE, TSC, MSR, PAE, CX8, APIC, SEP, PGE, CMOV, PAT, PSE-36, CLFSH, FXSR, SSE, SSE2; no FPU, and
+            // no MMX.
+            bits(&[2, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16, 17, 19, 24, 25, 26]),
         ),
     ];
     entries.push(CpuidEntry {

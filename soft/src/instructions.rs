@@ -17,6 +17,7 @@ mod string;
 mod system;
 mod syscall;
 mod tables;
+mod x87;
 
 use iced_x86::{Instruction, Mnemonic};
 
@@ -48,7 +49,8 @@ pub fn handler(instruction: &Instruction) -> Handler {
         .or_else(|| control::handler(mnemonic))
         .or_else(|| tables::handler(mnemonic))
         .or_else(|| syscall::handler(mnemonic))
-        .or_else(|| sse::handler(instruction));
+        .or_else(|| sse::handler(instruction))
+        .or_else(|| x87::handler(instruction));
     match mnemonic {
         Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 => invalid,
         _ => found.unwrap_or(unimplemented),

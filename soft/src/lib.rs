@@ -39,7 +39,8 @@ mod segment; // From an offset to a linear address,
 mod paging; // to a guest-physical address,
 mod tlb; // remembered,
 mod access; // to memory or a hole.
-mod flags; // Arithmetic.
+mod flags; // Arithmetic,
+mod float; // and of floating-point numbers.
 mod instructions; // What each instruction does.
 mod descriptor; // Segment registers in protected mode.
 mod transfer; // Going to another code segment.
@@ -55,6 +56,6 @@ pub use errno::Errno;
 pub use events::{Events, Exception, Interrupt};
 pub use exit::Exit;
 pub use machine::Machine;
-pub use registers::{Regs, Segment, Sregs, Table};
+pub use registers::{Fpu, Regs, Segment, Sregs, Table};
 pub use slots::{Slot, Slots};
 pub use vcpu::{Translation, Vcpu};

@@ -87,6 +87,17 @@ pub struct Sregs {
     pub interrupt_bitmap: [u64; 4],
 }
 
+/// SSE's registers, and x87's control word: what `struct kvm_fpu` holds of a CPU without x87 arithmetic.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fpu {
+    /// XMM0 to XMM15.
+    pub xmm: [u128; 16],
+    /// SSE's control and status.
+    pub mxcsr: u32,
+    /// x87's control word.
+    pub fcw: u16,
+}
+
 /// A segment's type bits. Intel SDM Vol. 3A, "Code- and Data-Segment Descriptor Types" and "System
 /// Descriptor Types".
 #[rustfmt::skip] // laid out like the SDM's tables

@@ -18,6 +18,7 @@ pub mod vector {
     pub const GENERAL_PROTECTION: u8    = 13; // #GP
     pub const PAGE_FAULT: u8            = 14; // #PF
     pub const ALIGNMENT_CHECK: u8       = 17; // #AC
+    pub const SIMD: u8                  = 19; // #XM
 }
 
 /// An exception that is to be delivered to the guest.
@@ -35,6 +36,8 @@ impl Fault {
     /// #UD
     pub const INVALID_OPCODE: Self = Self::plain(vector::INVALID_OPCODE);
 
+    /// #XM
+    pub const SIMD: Self = Self::plain(vector::SIMD);
     /// #NM
     pub const DEVICE_NOT_AVAILABLE: Self = Self::plain(vector::DEVICE_NOT_AVAILABLE);
 

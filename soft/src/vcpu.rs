@@ -13,7 +13,7 @@ use crate::cpuid::CpuidEntry;
 use crate::errno::Errno;
 use crate::events::{Events, Exception, Interrupt};
 use crate::exit::Exit;
-use crate::registers::{Regs, Sregs, cr0, cr4, rflags};
+use crate::registers::{Fpu, Regs, Sregs, cr0, cr4, rflags};
 use crate::slots::Slots;
 use board::Board;
 
@@ -89,15 +89,15 @@ impl Vcpu {
         self.cpu.rflags = regs.rflags | rflags::FIXED;
     }
 
-    /// XMM0 to XMM15: a part of `KVM_GET_FPU`.
+    /// `KVM_GET_FPU`, as far as it is SSE's.
     #[must_use]
-    pub fn xmm(&self) -> [u128; 16] {
-        self.cpu.xmm
+    pub fn fpu(&self) -> Fpu {
+        Fpu { xmm: self.cpu.xmm, mxcsr: self.cpu.mxcsr, fcw: self.cpu.fcw }
     }
 
-    /// Sets them: a part of `KVM_SET_FPU`.
-    pub fn set_xmm(&mut self, xmm: [u128; 16]) {
-        self.cpu.xmm = xmm;
+    /// `KVM_SET_FPU`.
+    pub fn set_fpu(&mut self, fpu: &Fpu) {
+        (self.cpu.xmm, self.cpu.mxcsr, self.cpu.fcw) = (fpu.xmm, fpu.mxcsr & 0xffff, fpu.fcw);
     }
 
     /// `KVM_GET_SREGS`.

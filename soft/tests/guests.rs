@@ -799,6 +799,61 @@ fn the_hypervisor_sees_int3_where_it_asks_and_may_hand_it_on() {
 }
 
 #[test]
+fn an_unmasked_exception_of_sse_leaves_the_destination_and_is_xm_or_ud() {
+    let code = guest!(unmasked,
+        ".code64"
+        "lidt [rip + 90f]"
+        "mov eax, 0x220; mov cr4, rax" // PAE, OSFXSR
+        "push 0x1d80; ldmxcsr [rsp]; pop rax" // all masked but the division by zero
+        "mov eax, 7; cvtsi2sd xmm0, eax"
+        "xorps xmm1, xmm1"
+        "3: divsd xmm0, xmm1"
+        "mov rax, cr4; or rax, 0x400; mov cr4, rax" // OSXMMEXCPT
+        "mov eax, 3; cvtsi2sd xmm2, eax"
+        "divsd xmm2, xmm1"
+        "cvttsd2si eax, xmm0; cvttsd2si ecx, xmm2"
+        "push 0; stmxcsr [rsp]; pop rdx"
+        "hlt"
+        // #UD and #XM: count, and go past the four bytes.
+        "6: inc ebx; add qword ptr [rsp], 4; iretq"
+        "19: inc esi; add qword ptr [rsp], 4; iretq"
+        "90: .word 0xfff; .long 0x3000; .long 0"
+        ".quad 6b - unmasked_start + 0x1000; .quad 19b - unmasked_start + 0x1000"
+    );
+    let mut guest = Guest::long(code);
+    let word = |at: usize| u64::from_le_bytes(code[at..at + 8].try_into().expect("eight"));
+    flat_gdt(&mut guest);
+    guest.write(0x3000 + 6 * 16, &gate_64(word(code.len() - 16), 8));
+    guest.write(0x3000 + 19 * 16, &gate_64(word(code.len() - 8), 8));
+    let regs = guest.finish();
+    assert_eq!((regs.rbx, regs.rsi), (1, 1), "one #UD, one #XM");
+    assert_eq!((regs.rax, regs.rcx), (7, 3), "as before the divisions");
+    assert_eq!(regs.rdx, 0x1d84, "ZE");
+}
+
+#[test]
+fn x87_can_be_set_up_and_saved_and_no_more() {
+    let code = guest!(x87,
+        ".code64"
+        "mov eax, 0x220; mov cr4, rax"
+        "fninit; mov ax, -1; fnstsw ax"
+        "push 0x27f; fldcw [rsp]; mov edi, 0x6000; fxsave [rdi]"
+        "push 0; fnstcw [rsp]; pop rbx"
+        "fninit; fxrstor [rdi]; push 0; fnstcw [rsp]; pop rcx"
+        "fwait"
+        "fld1"
+        "hlt"
+    );
+    let mut guest = Guest::long(code);
+    assert_eq!(guest.run(), Exit::InternalError { suberror: 1 });
+    assert_eq!(guest.vcpu.missing(), Some("the software machine does not implement `fld1`"));
+    let regs = guest.vcpu.regs();
+    assert_eq!((regs.rax & 0xffff, regs.rbx, regs.rcx), (0, 0x27f, 0x27f));
+    assert_eq!(guest.read(0x6000), 0x27f);
+    assert_eq!(guest.read(0x6018) & 0xffff_ffff, 0x1f80);
+}
+
+#[test]
 fn an_instruction_of_more_than_15_bytes_is_a_general_protection_fault() {
     let code = guest!(too_long, ".code32" "lidt [0x4f08]" ".fill 15, 1, 0x66" "nop" "hlt");
     let mut guest = Guest::protected(code);

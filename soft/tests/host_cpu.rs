@@ -1,4 +1,4 @@
-//! The software machine against the CPU that runs the tests: random integer and
+//! The software machine against the CPU that runs the tests: random integer, SSE and
 //! SSE2 instructions with random registers, flags and memory, executed once by each.
 //! Everything must be equal but the flags that the manual leaves undefined.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -7,7 +7,7 @@
 use std::arch::asm;
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, RflagsBits};
-use vmexit_soft::{Exit, Machine, Regs, Segment, Slot, Sregs, Vcpu};
+use vmexit_soft::{Exit, Fpu, Machine, Regs, Segment, Slot, Sregs, Vcpu};
 
 const CODE: u64 = 0x1000;
 const DATA: u64 = 0x2000;
@@ -50,7 +50,56 @@ impl Random {
     }
 }
 
-/// RAX, RCX, RDX, RBX, RBP, RSI, RDI, R8 to R13, R14 (the address of the memory), RFLAGS, XMM0 to XMM3.
+impl Random {
+    /// Half of an XMM register: two single-precision numbers or a double, of the kind that finds mistakes.
+    fn floats(&mut self) -> u64 {
+        let (any, near) = (self.next(), self.below(40));
+        let double = match self.below(8) {
+            0 => self.one_of(&[
+                0,
+                1 << 63,
+                1,
+                0x000f_ffff_ffff_ffff,
+                0x0010_0000_0000_0000,
+                0x7fef_ffff_ffff_ffff,
+            ]),
+            1 => self.one_of(&[
+                0x7ff0_0000_0000_0000,
+                0xfff0_0000_0000_0000,
+                0x7ff8_0000_0000_0001,
+                0x7ff0_0000_0000_0001,
+            ]),
+            // Denormals, and near them.
+            2 => any & 0x801f_ffff_ffff_ffff,
+            // About as large as each other, and as integers are.
+            3 => any & 0x800f_ffff_ffff_ffff | (0x3ff + near) << 52,
+            4 => (any & 0x800f_ffff_ffff_ffff | (0x3ff + near + 24) << 52) & u64::MAX << self.below(53),
+            5 => any & 0x800f_ffff_ffff_ffff | (0x3ff - 20 + near) << 52,
+            6 => (self.value() as i64 as f64).to_bits(),
+            _ => any,
+        };
+        if self.below(2) == 0 {
+            return double;
+        }
+        let single = |random: &mut Self| {
+            let (any, near) = (random.next() as u32, random.below(40) as u32);
+            match random.below(8) {
+                0 => random.one_of(&[0, 1 << 31, 1, 0x007f_ffff, 0x0080_0000, 0x7f7f_ffff]),
+                1 => random.one_of(&[0x7f80_0000, 0xff80_0000, 0x7fc0_0001, 0x7f80_0001]),
+                2 => any & 0x80ff_ffff,
+                3 => any & 0x807f_ffff | (0x7f + near) << 23,
+                4 => (any & 0x807f_ffff | (0x7f + near) << 23) & u32::MAX << random.below(24),
+                5 => any & 0x807f_ffff | (0x7f - 20 + near) << 23,
+                6 => (random.value() as i32 as f32).to_bits(),
+                _ => any,
+            }
+        };
+        u64::from(single(self)) | u64::from(single(self)) << 32
+    }
+}
+
+/// RAX, RCX, RDX, RBX, RBP, RSI, RDI, R8 to R13, R14 (the address of the memory), RFLAGS, XMM0 to XMM3,
+/// MXCSR.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct State {
@@ -58,6 +107,7 @@ struct State {
     rflags: u64,
     code: u64,
     xmm: [u128; 4],
+    mxcsr: u32,
 }
 
 /// Where a register's number is in [`State`]; RSP and R15 are not there.
@@ -72,6 +122,7 @@ fn run_on_host(state: &mut State) {
             "push rbx; push rbp",
             "movdqa xmm0, [r15 + 16*8]; movdqa xmm1, [r15 + 18*8]",
             "movdqa xmm2, [r15 + 20*8]; movdqa xmm3, [r15 + 22*8]",
+            "ldmxcsr [r15 + 24*8]",
             "push [r15 + 14*8]; popfq",
             "mov rax, [r15]; mov rcx, [r15 + 8]; mov rdx, [r15 + 2*8]; mov rbx, [r15 + 3*8]",
             "mov rbp, [r15 + 4*8]; mov rsi, [r15 + 5*8]; mov rdi, [r15 + 6*8]; mov r8, [r15 + 7*8]",
@@ -83,6 +134,8 @@ fn run_on_host(state: &mut State) {
             "mov [r15 + 8*8], r9; mov [r15 + 9*8], r10; mov [r15 + 10*8], r11; mov [r15 + 11*8], r12",
             "mov [r15 + 12*8], r13",
             "pushfq; pop [r15 + 14*8]; cld",
+            "stmxcsr [r15 + 24*8]",
+            "push 0x1f80; ldmxcsr [rsp]; pop rax", // as after reset
             "movdqa [r15 + 16*8], xmm0; movdqa [r15 + 18*8], xmm1",
             "movdqa [r15 + 20*8], xmm2; movdqa [r15 + 22*8], xmm3",
             "pop rbp; pop rbx",
@@ -168,11 +221,12 @@ fn run_on_soft(vcpu: &mut Vcpu, state: &mut State) -> Exit {
         rip: CODE,
         rflags,
     });
-    let mut xmm = [0; 16];
-    xmm[..4].copy_from_slice(&state.xmm);
-    vcpu.set_xmm(xmm);
+    let mut fpu = Fpu { mxcsr: state.mxcsr, ..vcpu.fpu() };
+    fpu.xmm[..4].copy_from_slice(&state.xmm);
+    vcpu.set_fpu(&fpu);
     let exit = vcpu.run(false).expect("nobody interrupts it");
-    state.xmm.copy_from_slice(&vcpu.xmm()[..4]);
+    state.xmm.copy_from_slice(&vcpu.fpu().xmm[..4]);
+    state.mxcsr = vcpu.fpu().mxcsr;
     let r = vcpu.regs();
     state.registers =
         [r.rax, r.rcx, r.rdx, r.rbx, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14];
@@ -278,7 +332,7 @@ const LANES: &[u8] = &[
     0x14, 0x15, 0x54, 0x55, 0x56, 0x57, 0x60, 0x61, 0x62, 0x63, 0x64, 0x65, 0x66, 0x67, 0x68, 0x69, 0x6a, 0x6b, 0x6c, 0x6d,
     0x6f, 0x7f, 0x28, 0x29, 0x10, 0x11, 0x74, 0x75, 0x76, 0xd1, 0xd2, 0xd3, 0xd4, 0xd5, 0xd6, 0xd7, 0xd8, 0xd9, 0xda, 0xdb,
     0xdc, 0xdd, 0xde, 0xdf, 0xe0, 0xe1, 0xe2, 0xe3, 0xe4, 0xe5, 0xe8, 0xe9, 0xea, 0xeb, 0xec, 0xed, 0xee, 0xef, 0xf1, 0xf2,
-    0xf3, 0xf4, 0xf8, 0xf9, 0xfa, 0xfb, 0xfc, 0xfd, 0xfe, 0x12, 0x13, 0x16, 0x17, 0x50, 0x6e, 0x7e,
+    0xf3, 0xf4, 0xf5, 0xf6, 0xf8, 0xf9, 0xfa, 0xfb, 0xfc, 0xfd, 0xfe, 0x12, 0x13, 0x16, 0x17, 0x50, 0x6e, 0x7e,
 ];
 /// The same with an immediate.
 const LANES_BY_IMMEDIATE: &[u8] = &[0x70, 0x71, 0x72, 0x73, 0xc4, 0xc5, 0xc6];
@@ -304,6 +358,30 @@ fn generate_sse(random: &mut Random) -> Vec<u8> {
     }
     if by_immediate {
         bytes.push(random.value() as u8);
+    }
+    bytes
+}
+
+/// SSE's arithmetic, comparisons and conversions.
+const FLOATS: &[u8] =
+    &[0x51, 0x58, 0x59, 0x5c, 0x5d, 0x5e, 0x5f, 0xc2, 0x2e, 0x2f, 0x2a, 0x2c, 0x2d, 0x5a, 0x5b, 0xe6];
+
+fn generate_float(random: &mut Random) -> Vec<u8> {
+    let mut bytes = random.one_of(&[&[0x66][..], &[0xf2], &[0xf3], &[]]).to_vec();
+    let (reg, rm) = (random.below(4) as u8, random.below(4) as u8);
+    let (memory, wide) = (random.below(3) == 0, random.below(3) == 0);
+    if memory || wide {
+        bytes.push(0x40 | u8::from(memory) | u8::from(wide) << 3);
+    }
+    let opcode = random.one_of(FLOATS);
+    bytes.extend([0x0f, opcode]);
+    if memory {
+        bytes.extend([0x46 | reg << 3, (random.below(6) * 16) as u8]);
+    } else {
+        bytes.push(0xc0 | reg << 3 | rm);
+    }
+    if opcode == 0xc2 {
+        bytes.push(random.below(8) as u8);
     }
     bytes
 }
@@ -484,6 +562,7 @@ fn missing_here(mnemonic: Mnemonic) -> bool {
         // SSE3 and MMX, which the software machine lacks.
         Mnemonic::Movsldup | Mnemonic::Movshdup | Mnemonic::Movddup | Mnemonic::Lddqu => true,
         Mnemonic::Addsubps | Mnemonic::Addsubpd | Mnemonic::Movdq2q | Mnemonic::Movq2dq => true,
+        Mnemonic::Cvtpi2ps | Mnemonic::Cvtpi2pd => true,
         _ => false,
     }
 }
@@ -494,9 +573,10 @@ fn instructions_do_what_this_cpu_does() {
     let mut random = Random(0x05ee_d0f1_dea5);
     let (guest, host) = (map(MEMORY), map(MEMORY));
     let mut vcpu = software_machine(guest);
-    let (mut compared, mut faulted) = (0u32, 0u32);
+    let (mut compared, mut with_floats, mut faulted) = (0u32, 0u32, 0u32);
     while compared < count {
-        let bytes = generate(&mut random);
+        let floats = random.below(4) == 0;
+        let bytes = if floats { generate_float(&mut random) } else { generate(&mut random) };
         let mut decoder = Decoder::with_ip(64, &bytes, CODE, DecoderOptions::NONE);
         let instruction = decoder.decode();
         if instruction.is_invalid()
@@ -514,12 +594,18 @@ fn instructions_do_what_this_cpu_does() {
         if info.iter().any(|used| reserved(used.register()) || used.register().is_mm()) {
             continue;
         }
-        let window: [u8; WINDOW] = std::array::from_fn(|_| random.value() as u8);
+        let mut window: [u8; WINDOW] = std::array::from_fn(|_| random.value() as u8);
+        if floats {
+            window.chunks_mut(8).for_each(|half| half.copy_from_slice(&random.floats().to_le_bytes()));
+        }
+        let half = |random: &mut Random| u128::from(if floats { random.floats() } else { random.value() });
         let mut before = State {
             registers: std::array::from_fn(|_| random.value()),
             rflags: random.next() & STATUS | FIXED,
             code: host as u64 + CODE,
-            xmm: std::array::from_fn(|_| u128::from(random.value()) << 64 | u128::from(random.value())),
+            xmm: std::array::from_fn(|_| half(&mut random) << 64 | half(&mut random)),
+            // Every exception is masked; flags, rounding, DAZ and FZ are any.
+            mxcsr: random.next() as u32 & 0xe07f | 0x1f80,
         };
         before.registers[13] = DATA;
         let mut code = bytes.clone();
@@ -532,7 +618,10 @@ fn instructions_do_what_this_cpu_does() {
         let exit = run_on_soft(&mut vcpu, &mut soft);
         if exit == Exit::Shutdown {
             // A division error, which would end the test on this CPU.
-            assert!(matches!(instruction.mnemonic(), Mnemonic::Div | Mnemonic::Idiv), "{instruction} died");
+            assert!(
+                matches!(instruction.mnemonic(), Mnemonic::Div | Mnemonic::Idiv),
+                "{instruction} {bytes:02x?} died"
+            );
             faulted += 1;
             continue;
         }
@@ -541,6 +630,7 @@ fn instructions_do_what_this_cpu_does() {
         real.registers[13] = host as u64 + DATA;
         run_on_host(&mut real);
         compared += 1;
+        with_floats += u32::from(floats);
         real.registers[13] = DATA;
         if undefined_result(&instruction, &soft, &before) {
             continue;
@@ -548,7 +638,7 @@ fn instructions_do_what_this_cpu_does() {
         let undefined = undefined_flags(&instruction, &before);
         let flags = |state: &State| state.rflags & STATUS & !undefined;
         let same = soft.registers == real.registers
-            && soft.xmm == real.xmm
+            && (soft.xmm, soft.mxcsr) == (real.xmm, real.mxcsr)
             && flags(&soft) == flags(&real)
             && read(guest, DATA) == read(host, DATA);
         assert!(
@@ -556,6 +646,8 @@ fn instructions_do_what_this_cpu_does() {
             "{instruction} {bytes:02x?}\nbefore {before:x?}\nsoft   {soft:x?}\nhost   {real:x?}\nundefined {undefined:x}",
         );
     }
-    println!("{compared} instructions compared, {faulted} divisions faulted");
-    assert!(faulted > 0);
+    println!(
+        "{compared} instructions compared, {with_floats} of floating-point numbers; {faulted} divisions faulted"
+    );
+    assert!(faulted > 0 && with_floats > 0);
 }

@@ -2,6 +2,7 @@
 
 use elf::ElfBytes;
 use elf::endian::LittleEndian;
+use elf::segment::ProgramHeader;
 
 /// Why an ELF image cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +67,35 @@ impl Image {
     /// # Errors
     /// When it is no ELF image, for another CPU, or has nothing to load.
     pub fn elf(file: &[u8]) -> Result<Self, ImageError> {
+        const LIMIT: u64 = 1 << 32;
+        let image = Self::read(file, |header| header.p_paddr)?;
+        let outside = |segment: &&Segment| segment.address.saturating_add(segment.memory_size as u64) > LIMIT;
+        match image.segments.iter().find(outside) {
+            Some(Segment { address, memory_size, .. }) => {
+                Err(ImageError::TooLarge { address: *address, size: *memory_size as u64 })
+            }
+            None => Ok(image),
+        }
+    }
+
+    /// Reads an ELF image of 64-bit code whose segments count as being where they are
+    /// linked, not where they are loaded: for the names of a guest behind page tables, as
+    /// its source has them.
+    ///
+    /// # Errors
+    /// As [`Image::elf`], but for segments past 4 GiB.
+    pub fn linked(file: &[u8]) -> Result<Self, ImageError> {
+        let mut image = Self::read(file, |header| header.p_vaddr)?;
+        if image.code_sizes.is_empty() {
+            image.code_sizes.push((0, 64));
+        }
+        for symbol in &mut image.symbols {
+            symbol.name = format!("{:#}", rustc_demangle::demangle(&symbol.name));
+        }
+        Ok(image)
+    }
+
+    fn read(file: &[u8], place: fn(&ProgramHeader) -> u64) -> Result<Self, ImageError> {
         let elf = ElfBytes::<LittleEndian>::minimal_parse(file)?;
         if elf.ehdr.e_machine != elf::abi::EM_X86_64 {
             return Err(ImageError::Machine(elf.ehdr.e_machine));
@@ -75,10 +105,7 @@ impl Image {
             if header.p_type != elf::abi::PT_LOAD || header.p_memsz == 0 {
                 continue;
             }
-            let (address, size) = (header.p_paddr, header.p_memsz.max(header.p_filesz));
-            if address.checked_add(size).is_none_or(|end| end > 1 << 32) {
-                return Err(ImageError::TooLarge { address, size });
-            }
+            let (address, size) = (place(&header), header.p_memsz.max(header.p_filesz));
             image.segments.push(Segment {
                 address,
                 bytes: elf.segment_data(&header)?.to_vec(),
@@ -107,9 +134,24 @@ impl Image {
                 self.symbols.push(Symbol { address: symbol.st_value, name: name.to_owned() });
             }
         }
+        self.sort_names();
+        Ok(())
+    }
+
+    fn sort_names(&mut self) {
         self.symbols.sort_by(|a, b| (a.address, &a.name).cmp(&(b.address, &b.name)));
         self.code_sizes.sort_unstable();
-        Ok(())
+    }
+
+    /// This image with another one beside it, at other addresses: the names of both.
+    #[must_use]
+    pub fn beside(&self, other: &Self) -> Self {
+        let mut both = self.clone();
+        both.segments.extend_from_slice(&other.segments);
+        both.symbols.extend_from_slice(&other.symbols);
+        both.code_sizes.extend_from_slice(&other.code_sizes);
+        both.sort_names();
+        both
     }
 
     /// Where the guest starts, a guest-physical address.
@@ -151,16 +193,18 @@ impl Image {
     /// The size in bits of the code that starts at `address`: 16 before the first mark.
     #[must_use]
     pub fn code_bits(&self, address: u64) -> u32 {
-        let marks = self.code_sizes.iter().rev();
-        marks.clone().find(|(mark, _)| *mark <= address).map_or(16, |(_, bits)| *bits)
+        let after = self.code_sizes.partition_point(|(mark, _)| *mark <= address);
+        self.code_sizes[..after].last().map_or(16, |(_, bits)| *bits)
     }
 
     /// The first address after `address` where the code's size changes or a name stands.
     #[must_use]
     pub fn next_mark(&self, address: u64) -> Option<u64> {
-        let sizes = self.code_sizes.iter().map(|(mark, _)| *mark);
-        let names = self.symbols.iter().map(|symbol| symbol.address);
-        sizes.chain(names).filter(|mark| *mark > address).min()
+        let size = self.code_sizes.partition_point(|(mark, _)| *mark <= address);
+        let name = self.symbols.partition_point(|symbol| symbol.address <= address);
+        let size = self.code_sizes.get(size).map(|(mark, _)| *mark);
+        let name = self.symbols.get(name).map(|symbol| symbol.address);
+        size.into_iter().chain(name).min()
     }
 }
 
@@ -184,6 +228,17 @@ mod tests {
         assert!(matches!(Image::elf(&header), Err(ImageError::Machine(183))));
         header[18] = 62;
         assert!(Image::elf(&header).is_err());
+    }
+
+    #[test]
+    fn two_images_beside_each_other_have_the_names_of_both() {
+        let low = Image::elf(include!(concat!(env!("OUT_DIR"), "/ch10.rs"))).expect("an image");
+        let high = Image::elf(crate::program!("hello")).expect("an image");
+        let both = low.beside(&high);
+        assert_eq!(both.nearest(0x1000), Some(("_start", 0)));
+        assert_eq!(both.nearest(0x40_0005), Some(("_start", 5)));
+        assert_eq!((both.code_bits(0x1000), both.code_bits(0x40_0000)), (64, 64));
+        assert_eq!(both.symbols().len(), low.symbols().len() + high.symbols().len());
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use crate::kvm::kvm_userspace_memory_region;
 
+const ZEROS: [u8; 4096] = [0; 4096];
+
 /// What `KVM_SET_USER_MEMORY_REGION` was told, so that the trace can read the
 /// guest's code and tables without the chapter's help.
 #[derive(Default)]
@@ -37,6 +39,21 @@ impl Slots {
         bytes
     }
 
+    /// Writes a byte at the guest-physical `address`, if a slot is there that the guest may write.
+    pub fn write(&self, address: u64, byte: u8) {
+        /// `KVM_MEM_READONLY`: the host's memory may be read-only, too.
+        const READ_ONLY: u32 = 1 << 1;
+        let offset = |slot: &kvm_userspace_memory_region| address.checked_sub(slot.guest_phys_addr);
+        let inside =
+            |slot: &&kvm_userspace_memory_region| offset(slot).is_some_and(|at| at < slot.memory_size);
+        if let Some(slot) = self.0.iter().find(inside).filter(|slot| slot.flags & READ_ONLY == 0) {
+            let to = (slot.userspace_addr + (address - slot.guest_phys_addr)) as *mut u8;
+            // SAFETY: `to` is inside the slot, whose host memory is mapped by the promise made to
+            // `set`; no vCPU of this VM runs while its watch writes.
+            unsafe { to.write_volatile(byte) };
+        }
+    }
+
     /// The pages that are not all zero, with their guest-physical addresses:
     /// enough to make the same memory again.
     pub fn pages(&self) -> Vec<(u64, Vec<u8>)> {
@@ -44,7 +61,7 @@ impl Slots {
         for slot in &self.0 {
             for offset in (0..slot.memory_size).step_by(4096) {
                 let page = self.read(slot.guest_phys_addr + offset, 4096);
-                if page.iter().any(|byte| *byte != 0) {
+                if page != ZEROS {
                     pages.push((slot.guest_phys_addr + offset, page));
                 }
             }
@@ -64,19 +81,23 @@ mod tests {
 
     #[test]
     fn a_read_stops_at_the_end_of_its_slot_and_finds_nothing_outside() {
-        let host: &'static [u8] = Box::leak(vec![7u8; 4096].into_boxed_slice());
+        let host: &'static mut [u8] = Box::leak(vec![7u8; 4096].into_boxed_slice());
         let mut slots = Slots::default();
         let region = kvm_userspace_memory_region {
             slot: 0,
             flags: 0,
             guest_phys_addr: 0x1000,
             memory_size: 4096,
-            userspace_addr: host.as_ptr() as u64,
+            userspace_addr: host.as_mut_ptr() as u64,
         };
         // SAFETY: the host memory was leaked and lives for ever.
         unsafe { slots.set(region) };
         assert_eq!(slots.read(0x1ffe, 15), [7, 7]);
         assert!(slots.read(0xfff, 1).is_empty() && slots.read(0x2000, 1).is_empty());
+        slots.write(0x2000, 9);
+        slots.write(0x1fff, 9);
+        assert_eq!(slots.read(0x1ffe, 15), [7, 9]);
+        slots.write(0x1fff, 7);
         assert_eq!(slots.pages().len(), 1);
         // SAFETY: as above.
         unsafe { slots.set(kvm_userspace_memory_region { memory_size: 0, ..region }) };

@@ -8,7 +8,7 @@ pub mod interrupts;
 use std::fmt;
 
 use bindings::{
-    kvm_cpuid_entry2, kvm_debugregs, kvm_guest_debug, kvm_msr_entry, kvm_regs, kvm_run, kvm_sregs,
+    kvm_cpuid_entry2, kvm_debugregs, kvm_fpu, kvm_guest_debug, kvm_msr_entry, kvm_regs, kvm_run, kvm_sregs,
     kvm_translation, kvm_userspace_memory_region, kvm_vcpu_events,
 };
 
@@ -45,6 +45,7 @@ pub enum Cap {
     MaxVcpus,
     NrMemslots,
     TscDeadlineTimer,
+    Irqfd,
 }
 
 /// The exits that the library names; kvm-ioctls has these and more.
@@ -173,6 +174,14 @@ impl VcpuFd {
     }
 
     pub fn set_cpuid2(&self, _: &CpuId) -> Result<()> {
+        match *self {}
+    }
+
+    pub fn get_fpu(&self) -> Result<kvm_fpu> {
+        match *self {}
+    }
+
+    pub fn set_fpu(&self, _: &kvm_fpu) -> Result<()> {
         match *self {}
     }
 

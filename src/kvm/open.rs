@@ -39,7 +39,7 @@ pub enum OpenError {
     Setup { device: Device, reason: String, advice: String },
     /// The probe guest came back with something else than it should.
     #[error(
-        "{device} cannot run this chapter's {mode}: its probe guest ended in {ending}. `cargo vmexit lab {chapter}` runs it on a KVM that can"
+        "{device} cannot run {mode}, which this chapter needs: its probe guest ended in {ending}. `cargo vmexit lab {chapter}` runs it on a KVM that can"
     )]
     CannotRun { device: Device, mode: Probe, ending: String, chapter: &'static str },
     /// The software machine was asked for, and lacks what this chapter needs.
@@ -58,7 +58,9 @@ impl OpenError {
             Self::NoPermission { device } => format!("you may not open {device}"),
             Self::Setup { device, reason, .. } => format!("{device}: {reason}"),
             Self::CannotRun { device, mode, ending, .. } => {
-                format!("{device} cannot run this chapter's {mode}, its probe guest ended in {ending}")
+                format!(
+                    "{device} cannot run {mode}, which this chapter needs: its probe guest ended in {ending}"
+                )
             }
             other => other.to_string(),
         }
@@ -112,10 +114,18 @@ impl Kvm {
     /// # Errors
     /// With `--backend kvm`, every way in which there is no such machine, each as a sentence.
     pub fn open(run: &Run) -> Result<Self, OpenError> {
+        Self::open_for(run, run.chapter().needs)
+    }
+
+    /// The same, where this run needs another thing of its machine than the chapter as a rule.
+    ///
+    /// # Errors
+    /// As [`Kvm::open`].
+    pub fn open_for(run: &Run, needs: Probe) -> Result<Self, OpenError> {
         let (mut kvm, why) = match run.options().backend {
             Some(Backend::Soft) => (Self::soft(), "soft, the software machine, as you asked".to_owned()),
-            Some(Backend::Kvm) => Self::probed(run)?,
-            None => match Self::probed(run) {
+            Some(Backend::Kvm) => Self::probed(run, needs)?,
+            None => match Self::probed(run, needs) {
                 Ok(found) => found,
                 Err(error) => (Self::soft(), format!("soft, the software machine: {}", error.in_short())),
             },
@@ -134,7 +144,7 @@ impl Kvm {
         if run.options().backend == Some(Backend::Soft) {
             return Err(OpenError::NotOnSoft { chapter: run.chapter().name });
         }
-        let (mut kvm, why) = Self::probed(run)?;
+        let (mut kvm, why) = Self::probed(run, run.chapter().needs)?;
         complain(format_args!("{}{why}", crate::transcript::BACKEND_NOTE));
         run.recorder().release();
         kvm.run = Some(run.clone());
@@ -142,13 +152,13 @@ impl Kvm {
     }
 
     /// The host's device, and what a probe guest showed.
-    fn probed(run: &Run) -> Result<(Self, String), OpenError> {
-        let (device, chapter) = (Device::chosen(), run.chapter());
+    fn probed(run: &Run, needs: Probe) -> Result<(Self, String), OpenError> {
+        let (device, chapter) = (Device::chosen(), run.chapter().name);
         let kvm = Self::open_device(&device).map_err(|error| refused(device.clone(), error))?;
         check(&kvm, &device)?;
-        let probed = chapter.needs.run(&kvm).map_err(|failure| failure.report(&device, chapter))?;
+        let probed = needs.run(&kvm).map_err(|failure| failure.report(&device, needs, chapter))?;
         run.set_out_after(probed.out_after);
-        Ok((kvm, format!("kvm, the device {device}: a probe guest ran {} on it", chapter.needs)))
+        Ok((kvm, format!("kvm, the device {device}: a probe guest ran {needs} on it")))
     }
 }
 
@@ -200,16 +210,14 @@ fn check_version(version: i32, device: &Device) -> Result<(), OpenError> {
 }
 
 impl ProbeFailure {
-    fn report(self, device: &Device, chapter: &'static crate::chapter::Chapter) -> OpenError {
+    fn report(self, device: &Device, mode: Probe, chapter: &'static str) -> OpenError {
         let device = device.clone();
         match self {
             Self::Setup(error) => {
                 let (reason, advice) = (format!("{error:#}"), crate::explain::way_out(&error));
                 OpenError::Setup { device, reason, advice }
             }
-            Self::Ending(ending) => {
-                OpenError::CannotRun { device, mode: chapter.needs, ending, chapter: chapter.name }
-            }
+            Self::Ending(ending) => OpenError::CannotRun { device, mode, ending, chapter },
         }
     }
 }
@@ -240,14 +248,12 @@ mod tests {
 
     #[test]
     fn a_busy_cpu_and_a_probe_that_died_are_told_apart() {
-        static CHAPTER: crate::chapter::Chapter =
-            crate::chapter::Chapter { name: "ch99", title: "", needs: Probe::Long, flags: &[], breaks: &[] };
         let busy = anyhow::Error::from(super::super::Error::new(16)).context("KVM_CREATE_VM");
         let busy = ProbeFailure::Setup(busy);
-        let busy = busy.report(&device(), &CHAPTER).to_string();
+        let busy = busy.report(&device(), Probe::Long, "ch99").to_string();
         assert!(busy.contains("another hypervisor"), "{busy}");
         let died = ProbeFailure::Ending("KVM_EXIT_SHUTDOWN".to_owned());
-        let died = died.report(&device(), &CHAPTER).to_string();
+        let died = died.report(&device(), Probe::Long, "ch99").to_string();
         assert!(died.contains("long mode") && died.contains("cargo vmexit lab ch99"), "{died}");
     }
 }

@@ -28,13 +28,14 @@ pub enum Probe {
     Long,
     /// 64-bit code that takes an exception through its IDT and returns.
     Exception,
-    /// 64-bit code with an instruction that KVM's emulator lacks: a CPU must execute it.
-    Native,
+    /// 64-bit code that goes to ring 3 by `sysretq` and comes back by `syscall`.
+    SystemCall,
 }
 
 impl Probe {
-    /// All five.
-    pub const ALL: [Self; 5] = [Self::Real, Self::Protected, Self::Paging32, Self::Long, Self::Exception];
+    /// All six.
+    pub const ALL: [Self; 6] =
+        [Self::Real, Self::Protected, Self::Paging32, Self::Long, Self::Exception, Self::SystemCall];
 }
 
 impl fmt::Display for Probe {
@@ -45,7 +46,7 @@ impl fmt::Display for Probe {
             Self::Paging32 => "32-bit paging",
             Self::Long => "long mode",
             Self::Exception => "an exception through an IDT",
-            Self::Native => "code that KVM cannot emulate",
+            Self::SystemCall => "a system call from ring 3",
         })
     }
 }
@@ -55,11 +56,22 @@ impl fmt::Display for Probe {
 const CODE: [u8; 3] = [0xe6, 0x10, 0xf4];
 /// `ud2; hlt`, and the handler of #UD: `out 0x10, al; add qword ptr [rsp], 2; iretq`.
 const FAULTING: [u8; 3] = [0x0f, 0x0b, 0xf4];
-/// `int3; hlt`, and the handler of #BP, to which the return address is already past the `int3`:
-/// `out 0x10, al; iretq`.
-const TRAPPING: [u8; 2] = [0xcc, 0xf4];
-const TRAP_HANDLER_CODE: [u8; 4] = [0xe6, 0x10, 0x48, 0xcf];
 const HANDLER_CODE: [u8; 9] = [0xe6, 0x10, 0x48, 0x83, 0x04, 0x24, 0x02, 0x48, 0xcf];
+/// Sets STAR and LSTAR, goes to ring 3 by `sysretq`, and comes back by `syscall`, to [`CODE`]:
+///
+/// ```text
+/// mov ecx, 0xc0000081; xor eax, eax; mov edx, 0x001b0008; wrmsr
+/// inc ecx; mov eax, 0x1100; xor edx, edx; wrmsr
+/// mov ecx, 0x1027; mov r11d, 2; sysretq
+/// syscall                                 at 0x1027
+/// ```
+#[rustfmt::skip] // an instruction or two a line
+const CALLING: [u8; 0x29] = [
+    0xb9, 0x81, 0x00, 0x00, 0xc0, 0x31, 0xc0, 0xba, 0x08, 0x00, 0x1b, 0x00, 0x0f, 0x30,
+    0xff, 0xc1, 0xb8, 0x00, 0x11, 0x00, 0x00, 0x31, 0xd2, 0x0f, 0x30,
+    0xb9, 0x27, 0x10, 0x00, 0x00, 0x41, 0xbb, 0x02, 0x00, 0x00, 0x00, 0x48, 0x0f, 0x07,
+    0x0f, 0x05,
+];
 const PORT: u16 = 0x10;
 // ANCHOR_END: guests
 
@@ -146,11 +158,10 @@ impl Probe {
 
     /// Writes the guest and its tables, and puts the CPU into its mode.
     fn prepare(self, memory: &Memory, sregs: &mut kvm_sregs) -> Result<()> {
-        // Vectors 6, #UD, and 3, #BP. SDM Vol. 3A, "Exception and Interrupt Vectors".
-        let (code, handler): (&[u8], Option<(u64, &[u8])>) = match self {
-            Self::Exception => (&FAULTING, Some((6, &HANDLER_CODE))),
-            Self::Native => (&TRAPPING, Some((3, &TRAP_HANDLER_CODE))),
-            _ => (&CODE, None),
+        let code: &[u8] = match self {
+            Self::Exception => &FAULTING,
+            Self::SystemCall => &CALLING,
+            _ => &CODE,
         };
         memory.write(LOAD_ADDRESS, code)?;
         match self {
@@ -164,19 +175,31 @@ impl Probe {
                 (sregs.cr3, sregs.cr4) = (TABLES, sregs.cr4 | cr4::PSE);
                 sregs.cr0 |= cr0::PG;
             }
-            Self::Long | Self::Exception | Self::Native => {
+            Self::Long | Self::Exception | Self::SystemCall => {
                 mode::enter_protected(sregs, Descriptor::CODE_64);
                 mode::enter_long(sregs, paging::identity_map(memory, TABLES)?);
             }
         }
-        if let Some((vector, handler)) = handler {
-            memory.write(HANDLER, handler)?;
+        if self == Self::Exception {
+            memory.write(HANDLER, &HANDLER_CODE)?;
             let gdt = [Descriptor::NULL, Descriptor::CODE_64, Descriptor::DATA];
             memory.write(GDT, &gdt.map(|descriptor| descriptor.0.to_le_bytes()).concat())?;
             (sregs.gdt.base, sregs.gdt.limit) = (GDT, 3 * 8 - 1);
+            /// #UD.
+            const INVALID_OPCODE: u64 = 6;
             let gate = Gate::interrupt(CODE_SELECTOR, HANDLER).to_64();
-            memory.write(IDT + vector * 16, &gate.map(u64::to_le_bytes).concat())?;
+            memory.write(IDT + INVALID_OPCODE * 16, &gate.map(u64::to_le_bytes).concat())?;
             (sregs.idt.base, sregs.idt.limit) = (IDT, 7 * 16 - 1);
+        }
+        if self == Self::SystemCall {
+            memory.write(HANDLER, &CODE)?;
+            // Ring 3 may use the first 2 MiB: an entry of each level says so.
+            for table in 0..3 {
+                let address = TABLES + table * paging::PAGE;
+                let low = memory.read(address, 1)?[0] | entry::USER as u8;
+                memory.write(address, &[low])?;
+            }
+            sregs.efer |= mode::efer::SCE;
         }
         Ok(())
     }

@@ -9,8 +9,8 @@ use vmexit_soft as soft;
 
 use super::{
     API_VERSION, Cap, CpuId, Details, Error, Msrs, Result, VcpuExit, kvm_cpuid_entry2, kvm_debug_exit_arch,
-    kvm_debugregs, kvm_dtable, kvm_guest_debug, kvm_lapic_state, kvm_regs, kvm_run, kvm_segment, kvm_sregs,
-    kvm_translation, kvm_userspace_memory_region, kvm_vcpu_events,
+    kvm_debugregs, kvm_dtable, kvm_fpu, kvm_guest_debug, kvm_lapic_state, kvm_regs, kvm_run, kvm_segment,
+    kvm_sregs, kvm_translation, kvm_userspace_memory_region, kvm_vcpu_events,
 };
 
 /// `include/uapi/linux/kvm.h`.
@@ -183,6 +183,20 @@ impl VcpuFd {
     pub fn set_cpuid2(&self, cpuid: &CpuId) -> Result<()> {
         let entries: Vec<_> = cpuid.as_slice().iter().map(entry_from_kvm).collect();
         self.vcpu.borrow_mut().set_cpuid2(&entries).map_err(errno)
+    }
+
+    pub fn get_fpu(&self) -> Result<kvm_fpu> {
+        let soft::Fpu { xmm, mxcsr, fcw } = self.vcpu.borrow().fpu();
+        Ok(kvm_fpu { xmm: xmm.map(u128::to_le_bytes), mxcsr, fcw, ..kvm_fpu::default() })
+    }
+
+    pub fn set_fpu(&self, fpu: &kvm_fpu) -> Result<()> {
+        if (fpu.fsw, fpu.ftwx) != (0, 0) {
+            return Err(errno(soft::Errno::EINVAL));
+        }
+        let xmm = fpu.xmm.map(u128::from_le_bytes);
+        self.vcpu.borrow_mut().set_fpu(&soft::Fpu { xmm, mxcsr: fpu.mxcsr, fcw: fpu.fcw });
+        Ok(())
     }
 
     pub fn get_msrs(&self, msrs: &mut Msrs) -> Result<usize> {

@@ -1,10 +1,17 @@
-//! Where the next instruction may lead by an exception or an `int`.
+//! Where the next instruction may lead by an exception, an `int` or a system call.
 //!
 //! The CPU clears RFLAGS.TF when it delivers one, so a single step ends at no
 //! instruction of the handler: it would run on unseen until its `iret`. A
 //! breakpoint at the handler's first instruction stops it there. There are four
 //! for the whole CPU, so the likeliest handlers get them. Intel SDM Vol. 3B,
-//! "Single-Step Exception Condition" and "Debug Registers".
+//! "Single-Step Exception Condition" and "Debug Registers". `syscall` clears the
+//! flags that FMASK names, which a careful kernel lets name TF, and `sysret` takes
+//! all flags from R11: a breakpoint waits where they lead, too.
+//!
+//! QEMU's software CPU, on which the lab's AMD machine runs, loads a guest's
+//! breakpoints and does not look at them; nor does its `int3` reach a hypervisor
+//! that has asked for it. There `hlt` is put over the first byte of each handler,
+//! for as long as the step takes.
 
 use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register};
 
@@ -17,6 +24,9 @@ use crate::trace::{Place, State};
 const ENABLE: u32 = 1 << 0;
 const SINGLE_STEP: u32 = 1 << 1;
 const HARDWARE_BREAKPOINTS: u32 = 1 << 17;
+
+/// The instruction that ends a step where breakpoints do not: one byte, and always an exit.
+pub const HLT: u8 = 0xf4;
 
 /// DR7's fixed bit; its bits 0, 2, 4 and 6 turn a breakpoint on.
 const DR7_FIXED: u64 = 1 << 10;
@@ -39,29 +49,93 @@ mod vector {
     pub const PAGE_FAULT: u8         = 14;
 }
 
-/// A single step of the instruction at `place`, which also stops where a handler begins.
-pub fn step(place: &Place, state: &State, read: &dyn Fn(u64, usize) -> Vec<u8>) -> kvm_guest_debug {
-    let mut debug = kvm_guest_debug { control: ENABLE | SINGLE_STEP, ..kvm_guest_debug::default() };
+/// How a step is asked for, and the places besides the next instruction at which it ends.
+pub struct Stops {
+    /// For `KVM_SET_GUEST_DEBUG`.
+    pub debug: kvm_guest_debug,
+    /// Linear addresses at which [`HLT`] has to stand while the step lasts.
+    pub overwritten: Vec<u64>,
+}
+
+impl Stops {
+    /// No step at all: the guest runs until it exits.
+    pub fn none() -> Self {
+        Self { debug: kvm_guest_debug::default(), overwritten: Vec::new() }
+    }
+
+    /// A single step of the instruction at `place` that also ends where a handler begins. `by_registers`
+    /// says that this CPU compares instructions with its debug registers, `lstar` where `syscall` leads.
+    pub fn at(
+        place: &Place,
+        state: &State,
+        by_registers: bool,
+        lstar: &dyn Fn() -> Option<u64>,
+        read: &dyn Fn(u64, usize) -> Vec<u8>,
+    ) -> Self {
+        let mut step = Self::none();
+        step.debug.control = ENABLE | SINGLE_STEP;
+        if !by_registers {
+            // Where `sysret` leads, ring 3 may not halt; `trap_flag` sees to it and to `syscall`.
+            step.overwritten = handlers(place, None, state, read);
+            return step;
+        }
+        let other_ring = place.instruction.as_ref().and_then(|code| other_ring(code, state, lstar));
+        let handlers = handlers(place, other_ring, state, read);
+        if !handlers.is_empty() {
+            step.debug.control |= HARDWARE_BREAKPOINTS;
+            step.debug.arch.debugreg[7] = DR7_FIXED;
+        }
+        for (number, address) in handlers.iter().enumerate() {
+            step.debug.arch.debugreg[number] = *address;
+            step.debug.arch.debugreg[7] |= 1 << (2 * number);
+        }
+        step
+    }
+}
+
+/// Whether this process runs on a CPU whose guests' debug registers stop at instructions.
+pub fn cpu_has_breakpoints() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::__cpuid;
+        #[allow(unused_unsafe)] // safe since Rust 1.92
+        // SAFETY: every x86-64 CPU has CPUID.
+        let (features, hypervisor) = unsafe { (__cpuid(1), __cpuid(0x4000_0000)) };
+        !(features.ecx >> 31 != 0 && hypervisor.ebx == u32::from_le_bytes(*b"TCGT"))
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    true
+}
+
+/// The linear addresses of the likeliest handlers, four at most, `first` before them.
+fn handlers(
+    place: &Place,
+    first: Option<u64>,
+    state: &State,
+    read: &dyn Fn(u64, usize) -> Vec<u8>,
+) -> Vec<u64> {
+    let instruction = place.linear..place.linear + place.bytes.len().max(1) as u64;
+    let by_vector = vectors(place.instruction.as_ref()).into_iter();
+    let by_vector = by_vector.filter_map(|vector| handler(vector, state, place.mode, read));
     let mut handlers = Vec::new();
-    for vector in vectors(place.instruction.as_ref()) {
-        let handler = handler(vector, state, place.mode, read);
+    for address in first.into_iter().chain(by_vector) {
         // A breakpoint where the step begins would end it there.
-        if let Some(address) = handler.filter(|address| *address != place.linear)
-            && !handlers.contains(&address)
-            && handlers.len() < 4
-        {
+        if !instruction.contains(&address) && !handlers.contains(&address) && handlers.len() < 4 {
             handlers.push(address);
         }
     }
-    if !handlers.is_empty() {
-        debug.control |= HARDWARE_BREAKPOINTS;
-        debug.arch.debugreg[7] = DR7_FIXED;
+    handlers
+}
+
+/// Where a system call or the return from one leads. Intel SDM Vol. 2B, "SYSCALL—Fast System Call" and
+/// "SYSRET—Return From Fast System Call".
+fn other_ring(instruction: &Instruction, state: &State, lstar: &dyn Fn() -> Option<u64>) -> Option<u64> {
+    match instruction.mnemonic() {
+        Mnemonic::Syscall => lstar(),
+        Mnemonic::Sysretq => Some(state.regs.rcx),
+        Mnemonic::Sysret => Some(state.regs.rcx & 0xffff_ffff),
+        _ => None,
     }
-    for (number, address) in handlers.iter().enumerate() {
-        debug.arch.debugreg[number] = *address;
-        debug.arch.debugreg[7] |= 1 << (2 * number);
-    }
-    debug
 }
 
 /// The vectors that this instruction may raise, the likeliest first.
@@ -133,7 +207,6 @@ fn base_of(selector: u16, state: &State, read: &dyn Fn(u64, usize) -> Vec<u8>) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disasm;
     use crate::kvm::{kvm_dtable, kvm_regs, kvm_sregs};
     use crate::mode::cr0;
     use crate::trace::View;
@@ -141,9 +214,9 @@ mod tests {
     const IDT: u64 = 0x1000;
     const GDT: u64 = 0x2000;
 
-    /// The breakpoints for `code` at 0, in protected mode with a flat code segment at selector 8 and
-    /// these gates.
-    fn breakpoints(code: &[u8], gates: &[(u8, Gate)]) -> Vec<u64> {
+    /// A guest with `code` at 0, in protected mode with a flat code segment at selector 8 and these
+    /// gates, and RCX 0x600.
+    fn guest(code: &[u8], gates: &[(u8, Gate)]) -> (State, Vec<u8>) {
         let mut memory = vec![0; 0x3000];
         memory[..code.len()].copy_from_slice(code);
         memory[GDT as usize + 8..][..8].copy_from_slice(&Descriptor::CODE_32.0.to_le_bytes());
@@ -151,15 +224,25 @@ mod tests {
             memory[IDT as usize + usize::from(*vector) * 8..][..8]
                 .copy_from_slice(&gate.to_32().to_le_bytes());
         }
-        let read = |at: u64, length: usize| memory.iter().skip(at as usize).take(length).copied().collect();
         let mut sregs = kvm_sregs { cr0: cr0::PE, ..kvm_sregs::default() };
         sregs.cs = Descriptor::CODE_32.load(8);
         sregs.idt = kvm_dtable { base: IDT, limit: 0x7ff, ..kvm_dtable::default() };
         sregs.gdt = kvm_dtable { base: GDT, limit: 0xf, ..kvm_dtable::default() };
-        let state = State { regs: kvm_regs::default(), sregs };
-        let place = Place::at(&state, 0, &View { read: &read, starts: &|_| false });
-        assert!(disasm::decode(32, 0, code).is_some());
-        let debug = step(&place, &state, &read);
+        (State { regs: kvm_regs { rcx: 0x600, ..kvm_regs::default() }, sregs }, memory)
+    }
+
+    fn step_of(state: &State, memory: &[u8], by_registers: bool) -> Stops {
+        let read = |at: u64, length: usize| {
+            memory.iter().skip(at as usize).take(length).copied().collect::<Vec<u8>>()
+        };
+        let place = Place::at(state, 0, &View { read: &read, starts: &|_| false });
+        assert!(place.instruction.is_some());
+        Stops::at(&place, state, by_registers, &|| Some(0x500), &read)
+    }
+
+    fn breakpoints(code: &[u8], gates: &[(u8, Gate)]) -> Vec<u64> {
+        let (state, memory) = guest(code, gates);
+        let debug = step_of(&state, &memory, true).debug;
         let set = (0..4).filter(|number| debug.arch.debugreg[7] >> (2 * number) & 1 == 1);
         set.map(|number| debug.arch.debugreg[number]).collect()
     }
@@ -180,7 +263,21 @@ mod tests {
     }
 
     #[test]
+    fn on_a_cpu_without_breakpoints_the_handlers_are_overwritten() {
+        let (state, memory) = guest(&[0x90], &[(13, Gate::interrupt(8, 0x100))]);
+        let step = step_of(&state, &memory, false);
+        assert_eq!((step.overwritten, step.debug.control), (vec![0x100], ENABLE | SINGLE_STEP));
+    }
+
+    #[test]
     fn a_guest_without_gates_gets_a_plain_step() {
         assert_eq!(breakpoints(&[0xcd, 0x80], &[]), [] as [u64; 0]);
+    }
+
+    #[test]
+    fn a_step_stops_where_a_system_call_and_its_return_lead() {
+        let gates = [(13, Gate::interrupt(8, 0x10d))];
+        assert_eq!(breakpoints(&[0x0f, 0x05], &gates), [0x500, 0x10d]);
+        assert_eq!(breakpoints(&[0x0f, 0x07], &gates), [0x600, 0x10d]);
     }
 }

@@ -9,14 +9,18 @@ use std::time::Instant;
 use crate::exit::Exit;
 use crate::explain;
 use crate::guest::Slots;
-use crate::kvm::{Result, VcpuBackend, VcpuExit, kvm_guest_debug, kvm_regs, kvm_sregs};
+use crate::kvm::{Result, VcpuBackend, VcpuExit, kvm_regs, kvm_sregs};
+use crate::run::Run;
+use crate::run::handlers::{self, HLT, Stops};
 use crate::run::interrupt::Kick;
-use crate::run::{Run, handlers};
+use crate::run::trap_flag::Kept;
 use crate::status::complain;
 use crate::trace::{Place, State, VcpuId, View};
 
 /// Signal numbers and errnos are the kernel's on x86-64 Linux.
 const EINTR: i32 = 4;
+/// The MSR that says where `syscall` leads. Intel SDM Vol. 4, "Architectural MSRs".
+const LSTAR: u32 = 0xc000_0082;
 
 /// Watches one vCPU. Fields drop in this order: the timer goes first.
 pub struct Watch {
@@ -36,6 +40,21 @@ pub struct Watch {
     stepping: bool,
     /// `immediate_exit` as the chapter has set it; kvm_run's own is the watch's to use.
     immediate_exit: u8,
+}
+
+/// A step that has begun: the instruction, and the state before it.
+struct Step {
+    place: Place,
+    state: State,
+    kept: Kept,
+    overwritten: Vec<Overwritten>,
+}
+
+/// A place at which [`HLT`] stands while a step lasts, and what was there.
+struct Overwritten {
+    linear: u64,
+    physical: u64,
+    byte: u8,
 }
 
 // SAFETY: the pointers lead into the kvm_run page of the vCPU that owns this watch, and go to
@@ -85,10 +104,21 @@ impl Watch {
             if self.run.stopped().is_some() {
                 return Err(crate::kvm::Error::new(EINTR));
             }
-            let before = if self.stepping && !completing { Some(self.prepare_step(vcpu)?) } else { None };
+            let step = if self.stepping && !completing { Some(self.prepare_step(vcpu)?) } else { None };
             let entered = Instant::now();
             let result = vcpu.run();
             let left = Instant::now();
+            // SAFETY: an exit borrows the vCPU for the sake of its slices. They lie in the kvm_run
+            // page, which stays mapped while the vCPU lives and which nobody writes before the
+            // next KVM_RUN; the facade gives the exit to the caller under the vCPU's lifetime again.
+            let result: Result<VcpuExit<'static>> =
+                result.map(|exit| unsafe { transmute::<VcpuExit<'_>, VcpuExit<'static>>(exit) });
+            let mut stepped = matches!(result, Ok(VcpuExit::Debug(_)));
+            if let Some(step) = &step {
+                self.restore(step);
+                stepped |= matches!(result, Ok(VcpuExit::Hlt)) && self.at_handler(vcpu, step)?;
+                step.kept.after(&step.place, vcpu, stepped || result.is_err())?;
+            }
             let exit = match result {
                 Ok(exit) => exit,
                 Err(error) if error.errno() != EINTR => return Err(error),
@@ -103,12 +133,8 @@ impl Watch {
                     continue;
                 }
             };
-            // SAFETY: an exit borrows the vCPU for the sake of its slices. They lie in the kvm_run
-            // page, which stays mapped while the vCPU lives and which nobody writes before the
-            // next KVM_RUN; the facade gives the exit to the caller under the vCPU's lifetime again.
-            let exit: VcpuExit<'static> = unsafe { transmute::<VcpuExit<'_>, VcpuExit<'static>>(exit) };
-            if self.stepping && matches!(exit, VcpuExit::Debug(_)) {
-                if let Some((place, state)) = before {
+            if self.stepping && stepped {
+                if let Some(Step { place, state, .. }) = step {
                     self.record_step(vcpu, &place, &state, (entered, left))?;
                 }
                 continue;
@@ -119,7 +145,7 @@ impl Watch {
                 }
                 return Ok(exit);
             }
-            self.record(vcpu, &exit, before.map(|(place, _)| place), (entered, left))?;
+            self.record(vcpu, &exit, step.map(|step| step.place), (entered, left))?;
             return Ok(exit);
         }
     }
@@ -149,16 +175,58 @@ impl Watch {
 
     /// Turns single-stepping on. At a `hlt` it stays off on a KVM that emulates whole instructions:
     /// such a one runs on past a stepped `hlt`. A CPU exits at it either way.
-    fn prepare_step(&self, vcpu: &VcpuBackend) -> Result<(Place, State)> {
+    fn prepare_step(&self, vcpu: &VcpuBackend) -> Result<Step> {
         let state = self.state(vcpu)?;
         let place = self.seeing(vcpu, |view| Place::at(&state, state.regs.rip, view));
-        let debug = if place.is_hlt() && self.run.out_after() {
-            kvm_guest_debug::default()
+        let stops = if place.is_hlt() && self.run.out_after() {
+            Stops::none()
         } else {
-            handlers::step(&place, &state, &|linear, length| self.read(vcpu, linear, length))
+            let by_registers = !vcpu.steps_by_trap_flag() || handlers::cpu_has_breakpoints();
+            let lstar = || vcpu.get_msr(LSTAR);
+            let read = |linear: u64, length: usize| self.read(vcpu, linear, length);
+            Stops::at(&place, &state, by_registers, &lstar, &read)
         };
-        vcpu.set_guest_debug(&debug)?;
-        Ok((place, state))
+        let kept = Kept::before(&place, &state, vcpu)?;
+        vcpu.set_guest_debug(&stops.debug)?;
+        let overwritten = stops.overwritten.iter().filter_map(|linear| self.overwrite(vcpu, *linear));
+        let overwritten = overwritten.collect();
+        Ok(Step { place, state, kept, overwritten })
+    }
+
+    /// Puts [`HLT`] at a linear address of the guest's.
+    fn overwrite(&self, vcpu: &VcpuBackend, linear: u64) -> Option<Overwritten> {
+        let found = vcpu.translate_gva(linear).ok().filter(|found| found.valid != 0)?;
+        let physical = found.physical_address;
+        let slots = self.slots.lock().expect("nobody panics while holding the slots");
+        let byte = *slots.read(physical, 1).first()?;
+        slots.write(physical, HLT);
+        Some(Overwritten { linear, physical, byte })
+    }
+
+    /// Takes each of them away again, unless the guest has written something else there.
+    fn restore(&self, step: &Step) {
+        let slots = self.slots.lock().expect("nobody panics while holding the slots");
+        for Overwritten { physical, byte, .. } in &step.overwritten {
+            if slots.read(*physical, 1) == [HLT] {
+                slots.write(*physical, *byte);
+            }
+        }
+    }
+
+    /// Whether a `hlt` was one of [`Step::overwritten`], and not the guest's. Then RIP goes back to
+    /// where the handler begins.
+    fn at_handler(&self, vcpu: &VcpuBackend, step: &Step) -> Result<bool> {
+        if step.overwritten.is_empty() {
+            return Ok(false);
+        }
+        let State { mut regs, sregs } = self.state(vcpu)?;
+        let linear = sregs.cs.base.wrapping_add(regs.rip).wrapping_sub(1);
+        if !step.overwritten.iter().any(|handler| handler.linear == linear) {
+            return Ok(false);
+        }
+        regs.rip -= 1;
+        vcpu.set_regs(&regs)?;
+        Ok(true)
     }
 
     /// Records the instruction at `place`, and the one after it where the CPU

@@ -56,6 +56,8 @@ pub enum Input {
 pub struct Recorder {
     /// Whether the chapter's words and the text trace go to stdout.
     text: bool,
+    /// Whether the exits are part of the text.
+    exits_shown: bool,
     style: Style,
     /// What was said before there was a machine: a run that finds none prints nothing.
     held: Option<String>,
@@ -92,6 +94,7 @@ impl Recorder {
     pub fn new(chapter: &Chapter, options: &Options) -> Result<Self, TraceError> {
         let mut recorder = Self {
             text: options.text_on_stdout(),
+            exits_shown: true,
             style: Style::for_stdout(),
             held: Some(String::new()),
             json: None,
@@ -160,6 +163,11 @@ impl Recorder {
         }
         let written = writeln!(io::stdout().lock(), "{line}");
         self.check("stdout", written);
+    }
+
+    /// Leaves the exits out of the text.
+    pub fn hide_exits(&mut self) {
+        self.exits_shown = false;
     }
 
     /// There is a machine, or none is needed: prints what was held back.
@@ -268,11 +276,13 @@ impl Recorder {
         self.exits += 1;
         let Happened { id, exit, place, state } = happened;
         let code = place.as_ref().map(|place| (place.to_string(), self.code(place)));
-        self.head();
-        if let Some(place) = place.as_ref().filter(|_| self.stepping) {
-            self.say_mode(place);
+        if self.exits_shown {
+            self.head();
+            if let Some(place) = place.as_ref().filter(|_| self.stepping) {
+                self.say_mode(place);
+            }
+            self.say(&text::exit(self.style, self.exits, &exit, code.as_ref()));
         }
-        self.say(&text::exit(self.style, self.exits, &exit, code.as_ref()));
         if self.json.is_some() {
             let record = self.exit_record(id, &exit, place.as_ref(), state.as_ref());
             self.json(&Record::Exit(record));

@@ -1,7 +1,7 @@
-//! SSE and SSE2 without arithmetic on floating-point numbers: moves, logic, integers, and the state's
-//! saving. ADDPS and its like are not there: they would have to round, and to say in MXCSR that they
-//! did, exactly as a CPU does. Intel SDM Vol. 2, each by its name.
+//! SSE and SSE2, as far as they use no MMX register: moves, logic, integers, floating-point numbers, and
+//! the state's saving. Intel SDM Vol. 2, each by its name.
 
+mod float;
 mod lanes;
 mod state;
 
@@ -34,7 +34,7 @@ pub fn handler(instruction: &Instruction) -> Option<Handler> {
         Mnemonic::Stmxcsr => state::store_control,
         Mnemonic::Fxsave | Mnemonic::Fxsave64 => state::save,
         Mnemonic::Fxrstor | Mnemonic::Fxrstor64 => state::restore,
-        _ => return lanes::handler(mnemonic),
+        _ => return lanes::handler(mnemonic).or_else(|| float::handler(mnemonic)),
     })
 }
 

@@ -130,6 +130,23 @@ pub struct kvm_guest_debug {
     pub arch: kvm_guest_debug_arch,
 }
 
+/// The x87 FPU's and SSE's registers.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct kvm_fpu {
+    pub fpr: [[u8; 16]; 8],
+    pub fcw: u16,
+    pub fsw: u16,
+    pub ftwx: u8,
+    pub pad1: u8,
+    pub last_opcode: u16,
+    pub last_ip: u64,
+    pub last_dp: u64,
+    pub xmm: [[u8; 16]; 16],
+    pub mxcsr: u32,
+    pub pad2: u32,
+}
+
 /// A model-specific register and its value.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

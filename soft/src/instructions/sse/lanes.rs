@@ -4,8 +4,9 @@ use iced_x86::Mnemonic;
 
 use super::{combine, get, need_sse};
 use crate::cpu::Cpu;
-use crate::op::{Handler, Op, Place};
-use crate::stop::{Done, Stop};
+use crate::op::{Handler, Op, Operand, Place};
+use crate::paging::Intent;
+use crate::stop::{Done, Missing, Stop};
 
 #[rustfmt::skip] // an operation a line
 pub fn handler(mnemonic: Mnemonic) -> Option<Handler> {
@@ -40,6 +41,9 @@ pub fn handler(mnemonic: Mnemonic) -> Option<Handler> {
         Mnemonic::Pmulhw => |cpu, op| each_signed(cpu, op, 16, |a, b| (a * b) >> 16),
         Mnemonic::Pmulhuw => |cpu, op| each(cpu, op, 16, |a, b| (a * b) >> 16),
         Mnemonic::Pmuludq => |cpu, op| each(cpu, op, 64, |a, b| (a & 0xffff_ffff) * (b & 0xffff_ffff)),
+        Mnemonic::Pmaddwd => multiply_add,
+        Mnemonic::Psadbw => absolute_differences,
+        Mnemonic::Maskmovdqu => move_masked,
         Mnemonic::Pcmpeqb => |cpu, op| each(cpu, op, 8, |a, b| all_if(a == b)),
         Mnemonic::Pcmpeqw => |cpu, op| each(cpu, op, 16, |a, b| all_if(a == b)),
         Mnemonic::Pcmpeqd => |cpu, op| each(cpu, op, 32, |a, b| all_if(a == b)),
@@ -191,6 +195,44 @@ fn signs(cpu: &mut Cpu, op: &Op, bits: u32) -> Done {
     let bit = |n| lane(value, bits, n) >> (bits - 1) << n;
     let result = (0..128 / bits).map(bit).fold(0, |all, bit| all | bit);
     cpu.set(op, op.first(), result)
+}
+
+/// Products of words, and sums of two neighbours.
+fn multiply_add(cpu: &mut Cpu, op: &Op) -> Done {
+    let word = |value, n| signed(16, lane(value, 16, n));
+    let product = move |a, b, n| word(a, n) * word(b, n);
+    combine(cpu, op, |a, b| make(32, |n| (product(a, b, 2 * n) + product(a, b, 2 * n + 1)) as u64))
+}
+
+/// Sums of the differences of eight bytes.
+fn absolute_differences(cpu: &mut Cpu, op: &Op) -> Done {
+    let difference = |a, b, n| lane(a, 8, n).abs_diff(lane(b, 8, n));
+    combine(cpu, op, |a, b| make(64, |half| (0..8).map(|n| difference(a, b, 8 * half + n)).sum()))
+}
+
+/// The bytes whose mask has its highest bit, to DS:[RDI].
+fn move_masked(cpu: &mut Cpu, op: &Op) -> Done {
+    need_sse(cpu)?;
+    let register = |operand: Operand| usize::from(operand.number);
+    let xmm: Vec<_> = op.operands.iter().filter(|operand| operand.place == Place::Xmm).collect();
+    let [value, mask] = xmm[..] else { return Err(Stop::Missing(Missing::Instruction)) };
+    let (value, mask) = (cpu.xmm[register(*value)], cpu.xmm[register(*mask)]);
+    let (segment, user) = (usize::from(op.address.segment), cpu.user());
+    let start = cpu.gpr[crate::cpu::gpr::RDI];
+    let chosen = |n: u32| lane(mask, 8, n) >> 7 != 0;
+    // Every byte may be written, before any is.
+    for writes in [false, true] {
+        for number in (0..16).filter(|number| chosen(*number)) {
+            let offset = start.wrapping_add(number.into()) & op.address.mask;
+            let linear = cpu.linear(segment, offset, 1, Intent::Write)?;
+            if writes {
+                cpu.write(linear, 1, lane(value, 8, number), user)?;
+            } else {
+                cpu.probe_write(linear, 1, user)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn extract_word(cpu: &mut Cpu, op: &Op) -> Done {

@@ -3,7 +3,7 @@
 use crate::cpu::{CodeSize, Cpu};
 use crate::op::Op;
 use crate::paging::Intent;
-use crate::stop::{Done, Fault};
+use crate::stop::{Done, Fault, Missing, Stop};
 
 /// The bits of MXCSR that exist.
 const MXCSR: u64 = 0xffff;
@@ -13,8 +13,8 @@ const MXCSR_AT: u64 = 24;
 const MXCSR_MASK_AT: u64 = 28;
 const XMM0_AT: u64 = 160;
 const IMAGE: u64 = 512;
-/// The x87 control word after FNINIT: there is no x87 to change it.
-const X87_CONTROL: u64 = 0x37f;
+/// x87's status, and which of its registers are in use.
+const X87_STATUS_AND_TAGS: u64 = 2;
 
 pub fn load_control(cpu: &mut Cpu, op: &Op) -> Done {
     super::need_sse(cpu)?;
@@ -32,7 +32,7 @@ pub fn store_control(cpu: &mut Cpu, op: &Op) -> Done {
 }
 
 /// The image must be aligned to 16 bytes.
-fn image(cpu: &Cpu, op: &Op, intent: Intent) -> Result<u64, crate::stop::Stop> {
+fn image(cpu: &Cpu, op: &Op, intent: Intent) -> Result<u64, Stop> {
     use crate::registers::cr0;
     if cpu.cr0 & (cr0::EM | cr0::TS) != 0 {
         return Err(Fault::DEVICE_NOT_AVAILABLE.into());
@@ -57,7 +57,7 @@ pub fn save(cpu: &mut Cpu, op: &Op) -> Done {
     for offset in (0..XMM0_AT).step_by(8) {
         cpu.write(linear + offset, 8, 0, user)?;
     }
-    cpu.write(linear + CONTROL_WORD, 2, X87_CONTROL, user)?;
+    cpu.write(linear + CONTROL_WORD, 2, cpu.fcw.into(), user)?;
     cpu.write(linear + MXCSR_AT, 4, u64::from(cpu.mxcsr), user)?;
     cpu.write(linear + MXCSR_MASK_AT, 4, MXCSR, user)?;
     for number in 0..registers(cpu) {
@@ -72,10 +72,15 @@ pub fn restore(cpu: &mut Cpu, op: &Op) -> Done {
     if control & !MXCSR != 0 {
         return Err(Fault::general_protection(0).into());
     }
+    let x87 = cpu.read(linear + CONTROL_WORD, 2, user)? as u16;
+    if cpu.read(linear + X87_STATUS_AND_TAGS, 4, user)? & 0x00ff_ffff != 0 {
+        // Registers that are in use, which this CPU has not.
+        return Err(Stop::Missing(Missing::Instruction));
+    }
     let mut values = cpu.xmm;
     for (number, value) in values.iter_mut().enumerate().take(registers(cpu)) {
         *value = cpu.read_128(linear + XMM0_AT + 16 * number as u64, user)?;
     }
-    (cpu.xmm, cpu.mxcsr) = (values, control as u32);
+    (cpu.xmm, cpu.mxcsr, cpu.fcw) = (values, control as u32, x87);
     Ok(())
 }
