@@ -1,9 +1,8 @@
-//! Starting an operating system: what a boot loader and the firmware would have left
-//! in memory. Our own kernel's ELF file, boot information and page tables (chapter
-//! 11); Linux's boot protocol and the tables that it expects ([`linux`], [`acpi`];
-//! chapter 16).
+//! Loading a kernel: its ELF file, the boot information, and the page tables that
+//! it starts with. Chapter 11. A Linux kernel, and what it takes for granted of a PC's
+//! firmware: [`linux`] and [`acpi`]. Chapter 16.
 //!
-//! Our own boot protocol, in short: the kernel's segments are where its ELF file says;
+//! Chapter 11's boot protocol, in short: the kernel's segments are where its ELF file says;
 //! the CPU is in 64-bit mode, ring 0, interrupts off; page tables map the first GiB
 //! twice, at its own addresses and at [`info::KERNEL_BASE`]; RDI is the address of
 //! [`info::BootInfo`]. No other register means anything, and there is no stack.

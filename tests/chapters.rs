@@ -34,6 +34,7 @@ const CH09: &str = env!("CARGO_BIN_EXE_ch09");
 const CH10: &str = env!("CARGO_BIN_EXE_ch10");
 const CH11: &str = env!("CARGO_BIN_EXE_ch11");
 const CH13: &str = env!("CARGO_BIN_EXE_ch13");
+const CH16: &str = env!("CARGO_BIN_EXE_ch16");
 
 #[rustfmt::skip] // a case a line
 const CASES: &[Case] = &[
@@ -119,6 +120,8 @@ const WITHOUT_A_MACHINE: &[Case] = &[
     case("ch11--help", CH11, &["--help"]),
     case("ch11--break-list", CH11, &["--break", "list"]),
     case("ch13--break-list", CH13, &["--break", "list"]),
+    case("ch16--help", CH16, &["--help"]),
+    case("ch16--break-list", CH16, &["--break", "list"]),
     case("ch05--listing", CH05, &["--listing"]),
     case("ch08--listing", CH08, &["--listing"]),
     case("ch10--listing", CH10, &["--listing", "--program", "count"]),
@@ -246,7 +249,9 @@ fn own_or_shared(name: &str, kind: &str) -> String {
 
 /// `--break list` and the snapshots name the same variants.
 fn every_variant_has_a_snapshot() -> Result<(), Failed> {
-    for case in WITHOUT_A_MACHINE.iter().filter(|case| case.flags == ["--break", "list"]) {
+    // A Linux that boots prints times and addresses: its variants' endings are tested in the lab.
+    let in_snapshots = |case: &&Case| case.flags == ["--break", "list"] && case.binary != CH16;
+    for case in WITHOUT_A_MACHINE.iter().filter(in_snapshots) {
         let output = run(case, &[]);
         let listed = String::from_utf8_lossy(&output.stdout).into_owned();
         for variant in listed.lines().filter_map(|line| line.split_whitespace().next()) {

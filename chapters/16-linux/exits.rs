@@ -44,8 +44,12 @@ impl Exits {
         *all += 1;
     }
 
-    /// Writes the table to a file, the most frequent first.
+    /// Writes the table to a file, or to stderr where that is `-`; the most frequent first.
     pub fn write(&self, file: &str) -> Result<()> {
+        if file == "-" {
+            eprint!("{}", self.table());
+            return Ok(());
+        }
         std::fs::write(file, self.table()).with_context(|| file.to_owned())
     }
 

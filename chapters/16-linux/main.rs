@@ -3,6 +3,7 @@
 
 mod exits;
 mod kept;
+mod variants;
 
 use std::fs::File;
 use std::process::ExitCode;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use vmexit::boot::acpi;
-use vmexit::boot::linux::{self, Boot, Kernel};
+use vmexit::boot::linux::{self, Boot, Kernel, Start};
 use vmexit::chapter::{self, Chapter, Flag, GuestFailed};
 use vmexit::device::serial::{self, Serial};
 use vmexit::device::{Bus, Request, keyboard, power, rtc};
@@ -37,18 +38,22 @@ const CHAPTER: Chapter = Chapter {
         Flag {
             name: "cmdline",
             value: "TEXT",
-            what: "the kernel's command line\n[default: console=ttyS0 panic=-1]",
+            what: "the kernel's command line\n[default: console=ttyS0 earlyprintk=serial panic=-1]",
         },
         Flag { name: "memory", value: "SIZE", what: "such as 512M or 1G [default: 256M]" },
-        Flag { name: "exits", value: "FILE", what: "write there how many exits of which kind it took" },
+        Flag {
+            name: "exits",
+            value: "FILE",
+            what: "write there how many exits of which kind it took;\n- is stderr",
+        },
     ],
-    breaks: &[],
+    breaks: variants::ALL,
 };
 
 /// A guest that nobody watches has this long.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// `panic=-1`: after a panic the kernel resets at once.
-const COMMAND_LINE: &str = "console=ttyS0 panic=-1";
+/// The kernel's words on COM1 from the first one on; after a panic it resets at once.
+const COMMAND_LINE: &str = "console=ttyS0 earlyprintk=serial panic=-1";
 
 fn main() -> ExitCode {
     chapter::main(&CHAPTER, boot_linux)
@@ -63,21 +68,31 @@ fn boot_linux(run: &Run) -> Result<()> {
     let (kernel, initrd) = kept::files(asked("kernel"), asked("initrd"))?;
     let size = kept::memory_size(asked("memory").unwrap_or("256M"))?;
 
-    let kvm = Kvm::open_real(run)?;
-    let mut machine = Machine::with_irqchip(&kvm, Memory::new(size)?)?;
+    let memory = Memory::new(size)?;
     let mut kernel_file = open(&kernel)?;
     let mut initrd_file = initrd.as_deref().map(open).transpose()?;
     let boot = Boot {
         kernel: Kernel::read(&mut kernel_file).with_context(|| kernel.display().to_string())?,
         initrd: initrd_file.as_mut().map(|file| file as _),
         command_line: asked("cmdline").unwrap_or(COMMAND_LINE),
-        acpi: acpi::write_tables(&machine.memory)?,
+        acpi: acpi::RSDP,
     };
-    let start = boot.load(&machine.memory)?;
+    let mut start = boot.load(&memory)?;
+    acpi::write_tables(&memory)?;
+    variants::apply(run, &memory, &mut start)?;
+
+    let kvm = Kvm::open_real(run)?;
+    let irqchip = !run.breaks("no-irqchip");
+    let mut machine =
+        if irqchip { Machine::with_irqchip(&kvm, memory)? } else { Machine::new(&kvm, memory)? };
     enter(&kvm, &machine, start)?;
+    if irqchip {
+        linux::set_lapic(&machine.vcpu)?;
+    }
 
     let screen = Screen::default();
-    let port = serial_port(&machine, screen.clone())?;
+    let interrupt = if irqchip { serial_interrupt(&machine)? } else { Box::new(|| Ok(())) };
+    let port = Arc::new(Mutex::new(Serial::new(interrupt, screen.clone())));
     let mut ports = Bus::default();
     ports.insert(range(serial::COM1, serial::SIZE), Arc::clone(&port));
     ports.insert(range(rtc::BASE, 2), rtc::Rtc::default());
@@ -128,10 +143,11 @@ fn run_until_it_ends(
             }
             exit => return Err(Unexpected::from(exit).into()),
         };
-        if screen.panicked() {
+        let ended = matches!(request, Some(Request::PowerOff | Request::Reset));
+        if ended && screen.panicked() || screen.panic_ended() {
             return Err(GuestFailed("the kernel panicked: its last words are above".to_owned()).into());
         }
-        if let Some(Request::PowerOff | Request::Reset) = request {
+        if ended {
             return Ok(());
         }
     }
@@ -140,11 +156,10 @@ fn run_until_it_ends(
 
 // ANCHOR: enter
 /// The CPU at the kernel's 64-bit entry.
-fn enter(kvm: &Kvm, machine: &Machine, start: linux::Start) -> Result<()> {
+fn enter(kvm: &Kvm, machine: &Machine, start: Start) -> Result<()> {
     let vcpu = &machine.vcpu;
     linux::set_cpuid(kvm, vcpu)?;
     linux::set_msrs(vcpu)?;
-    linux::set_lapic(vcpu)?;
     let mut sregs = vcpu.get_sregs().context("KVM_GET_SREGS")?;
     linux::enter_kernel(&machine.memory, &mut sregs)?;
     vcpu.set_sregs(&sregs).context("KVM_SET_SREGS")?;
@@ -155,13 +170,11 @@ fn enter(kvm: &Kvm, machine: &Machine, start: linux::Start) -> Result<()> {
 // ANCHOR_END: enter
 
 // ANCHOR: serial
-/// COM1, which writes to the screen; its interrupt is a write to an eventfd, and KVM
-/// makes an edge of IRQ 4 of each.
-fn serial_port(machine: &Machine, screen: Screen) -> Result<Arc<Mutex<Serial>>> {
+/// COM1's interrupt is a write to an eventfd, and KVM makes an edge of IRQ 4 of each.
+fn serial_interrupt(machine: &Machine) -> Result<serial::Interrupt> {
     let event = EventFd::new(0).context("eventfd")?;
     machine.vm.register_irqfd(&event, serial::COM1_IRQ).context("KVM_IRQFD")?;
-    let interrupt = Box::new(move || event.write(1));
-    Ok(Arc::new(Mutex::new(Serial::new(interrupt, screen))))
+    Ok(Box::new(move || event.write(1)))
 }
 // ANCHOR_END: serial
 

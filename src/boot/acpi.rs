@@ -33,18 +33,17 @@ const SCI: u8 = 9;
 /// What `\_S5` holds: SLP_TYP, the number that the kernel writes to switch off.
 pub const OFF: u8 = 5;
 
-/// Writes the tables; returns the address of their root pointer.
+/// Writes the tables; their root pointer is at [`RSDP`].
 ///
 /// # Errors
 /// When the guest's memory ends below 1 MiB.
-pub fn write_tables(memory: &Memory) -> Result<u64, MemoryError> {
+pub fn write_tables(memory: &Memory) -> Result<(), MemoryError> {
     memory.write(DSDT, &dsdt())?;
     memory.write(FACS, &facs())?;
     memory.write(FADT, &fadt())?;
     memory.write(MADT, &madt())?;
     memory.write(XSDT, &xsdt())?;
-    memory.write(RSDP, &rsdp())?;
-    Ok(RSDP)
+    memory.write(RSDP, &rsdp())
 }
 
 /// A table behind the header that all of them share. "System Description Table Header".
@@ -188,9 +187,71 @@ fn dsdt() -> Vec<u8> {
     const BYTE: u8 = 0x0a;
     let package = [BYTE, OFF, BYTE, OFF, 0, 0];
     let mut aml = vec![NAME];
-    aml.extend(*b"\\_S5_");
+    aml.extend(*b"_S5_");
     // The length counts itself and the number of elements.
     aml.extend([PACKAGE, package.len() as u8 + 2, 4]);
     aml.extend(package);
     table(*b"DSDT", 2, &aml)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn number(memory: &Memory, address: u64, bytes: usize) -> u64 {
+        let bytes = memory.read(address, bytes).expect("inside");
+        bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+    }
+
+    /// The table at an address, whose signature and sum are checked as a kernel does.
+    fn check(memory: &Memory, address: u64, signature: &[u8; 4]) -> u64 {
+        assert_eq!(memory.read(address, 4).expect("inside"), signature);
+        let length = number(memory, address + 4, 4);
+        let bytes = memory.read(address, length as usize).expect("inside");
+        assert_eq!(bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0, "{signature:?}");
+        address + length
+    }
+
+    #[test]
+    fn a_kernel_that_follows_the_pointers_finds_every_table_whole() {
+        let memory = Memory::new(1 << 20).expect("1 MiB");
+        write_tables(&memory).expect("they fit");
+        for length in [20, 36] {
+            let bytes = memory.read(RSDP, length).expect("inside");
+            assert_eq!(bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0);
+        }
+        let xsdt = number(&memory, RSDP + 24, 8);
+        let end = check(&memory, xsdt, b"XSDT");
+        assert_eq!((end - xsdt - 36) / 8, 2);
+        let (fadt, madt) = (number(&memory, xsdt + 36, 8), number(&memory, xsdt + 44, 8));
+        let ends = [check(&memory, fadt, b"FACP"), check(&memory, madt, b"APIC")];
+        let dsdt = number(&memory, fadt + 140, 8);
+        assert_eq!(dsdt, number(&memory, fadt + 40, 4));
+        check(&memory, dsdt, b"DSDT");
+        assert_eq!(memory.read(number(&memory, fadt + 36, 4), 4).expect("inside"), b"FACS");
+        assert!(ends[0] <= madt && ends[1] <= dsdt, "no table lies in another");
+    }
+
+    #[test]
+    fn the_structures_of_the_madt_fill_it_exactly() {
+        let madt = madt();
+        let (mut at, mut kinds) = (44, vec![]);
+        while at < madt.len() {
+            kinds.push(madt[at]);
+            at += usize::from(madt[at + 1]);
+        }
+        assert_eq!((at, kinds), (madt.len(), vec![0, 1, 2, 4]));
+    }
+
+    /// What `iasl` makes of `Name (\\_S5, Package () { 0x05, 0x05, 0x00, 0x00 })`.
+    #[test]
+    fn the_byte_code_says_how_to_switch_off() {
+        let aml = [0x08, 0x5f, 0x53, 0x35, 0x5f, 0x12, 0x08, 0x04, 0x0a, 0x05, 0x0a, 0x05, 0x00, 0x00];
+        assert_eq!(dsdt()[36..], aml);
+    }
+
+    #[test]
+    fn a_guest_without_the_first_mebibyte_is_an_error() {
+        assert!(write_tables(&Memory::new(0xe_0000).expect("896 KiB")).is_err());
+    }
 }

@@ -23,7 +23,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 
 pub use cpu::{set_cpuid, set_lapic, set_msrs};
 use header::{HEAD, SetupHeader};
-pub use zero_page::{MemoryRange, RangeKind};
+pub use zero_page::{E820_TABLE, MemoryRange, RangeKind};
 use zero_page::{Told, zero_page};
 
 use crate::guest::{Image, ImageError, Memory, MemoryError};
@@ -42,7 +42,7 @@ const HOLE_END: u64 = 0x10_0000;
 /// Where a bzImage's kernel proper is loaded.
 const LOAD_ADDRESS: u64 = 0x10_0000;
 /// The 64-bit entry, from there.
-const ENTRY_64: u64 = 0x200;
+pub const ENTRY_64: u64 = 0x200;
 /// The most that fits between the command line and the hole.
 const COMMAND_LINE_ROOM: usize = 2047;
 /// How high the initramfs of a kernel without a setup header may reach.
@@ -350,3 +350,6 @@ pub fn enter_kernel(memory: &Memory, sregs: &mut kvm_sregs) -> Result<(), Memory
     Ok(())
 }
 // ANCHOR_END: enter_kernel
+
+#[cfg(test)]
+mod tests;

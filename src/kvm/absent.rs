@@ -46,6 +46,7 @@ pub enum Cap {
     MaxVcpus,
     NrMemslots,
     TscDeadlineTimer,
+    Irqfd,
 }
 
 /// The exits that the library names; kvm-ioctls has these and more.

@@ -5,9 +5,11 @@ use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-/// The last words of a Linux kernel that panics: `kernel/panic.c`. There is no
-/// other way for a kernel to tell a hypervisor that it knows nothing of.
-const END_OF_PANIC: &[u8] = b"---[ end Kernel panic - not syncing";
+/// How a Linux kernel's panic begins and, where it does not reset the machine
+/// after it, ends: `kernel/panic.c`. There is no other way for a kernel to tell a
+/// hypervisor that it knows nothing of.
+const PANIC: &[u8] = b"Kernel panic - not syncing";
+const END_OF_PANIC: &[u8] = b"---[ end Kernel panic";
 
 /// A shell's line editor asks the terminal where the cursor is, behind its prompt.
 const CURSOR_QUESTION: &[u8] = b"\x1b[6n";
@@ -28,13 +30,20 @@ struct Shown {
     /// How many bytes have come.
     count: u64,
     panicked: bool,
+    ended: bool,
 }
 
 impl Screen {
-    /// Whether the kernel has said its last words.
+    /// Whether the kernel has panicked.
     #[must_use]
     pub fn panicked(&self) -> bool {
         self.shown().panicked
+    }
+
+    /// Whether it has, and has said its last words.
+    #[must_use]
+    pub fn panic_ended(&self) -> bool {
+        self.shown().ended
     }
 
     /// Waits until a shell's prompt stands there for a while, and more has come
@@ -62,13 +71,21 @@ impl Shown {
         for &byte in bytes {
             self.count += 1;
             if byte == b'\n' {
-                self.panicked |= self.line.windows(END_OF_PANIC.len()).any(|part| part == END_OF_PANIC);
+                let line = without_time(&self.line);
+                self.panicked |= line.starts_with(PANIC);
+                self.ended |= self.panicked && line.starts_with(END_OF_PANIC);
                 self.line.clear();
-            } else if self.line.len() < LINE {
+            } else if byte != b'\r' && self.line.len() < LINE {
                 self.line.push(byte);
             }
         }
     }
+}
+
+/// A kernel's line behind its `[    1.234567] `.
+fn without_time(line: &[u8]) -> &[u8] {
+    let end = line.iter().position(|&byte| byte == b']').filter(|_| line.starts_with(b"["));
+    end.map_or(line, |end| line[end + 1..].trim_ascii_start())
 }
 
 /// `# ` or `$ ` at the end of a line.
@@ -113,11 +130,14 @@ mod tests {
     #[test]
     fn a_panic_is_told_from_talk_of_one() {
         let mut shown = Shown::default();
-        shown.take(b"[    1.0] Kernel panic - not syncing: VFS\r\n");
-        assert!(!shown.panicked, "it goes on to say where");
-        shown.take(b"[    1.1] ---[ end Kernel panic - not sync");
-        shown.take(b"ing: VFS ]---\r\n");
-        assert!(shown.panicked);
+        shown.take(b"# dmesg | grep 'Kernel panic - not syncing'\r\n");
+        assert!(!shown.panicked);
+        shown.take(b"[    1.0] Kernel panic - not sync");
+        shown.take(b"ing: VFS\r\n");
+        assert!(shown.panicked && !shown.ended, "it goes on to say where");
+        // The early console writes its line ends the other way round.
+        shown.take(b"\r[    1.1] ---[ end Kernel panic - not syncing: VFS ]---\n\r");
+        assert!(shown.ended);
     }
 
     #[test]

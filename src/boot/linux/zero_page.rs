@@ -13,8 +13,10 @@ pub const SIZE: usize = 4096;
 mod at {
     pub const ACPI_RSDP_ADDR: usize = 0x070; // u64
     pub const E820_ENTRIES: usize   = 0x1e8; // u8
-    pub const E820_TABLE: usize     = 0x2d0; // of 20 bytes each
 }
+
+/// The memory map: entries of 20 bytes, each a start, a size and a kind.
+pub const E820_TABLE: usize = 0x2d0;
 
 /// The most entries that the table holds.
 const MOST_RANGES: usize = 128;
@@ -80,7 +82,7 @@ pub fn zero_page(told: &Told<'_>) -> Vec<u8> {
     let ranges = &told.memory_map[..told.memory_map.len().min(MOST_RANGES)];
     put(at::E820_ENTRIES, &[ranges.len() as u8]);
     for (number, range) in ranges.iter().enumerate() {
-        let entry = at::E820_TABLE + number * 20;
+        let entry = E820_TABLE + number * 20;
         put(entry, &range.start.to_le_bytes());
         put(entry + 8, &range.size.to_le_bytes());
         put(entry + 16, &(range.kind as u32).to_le_bytes());
