@@ -47,9 +47,9 @@ const CHAPTER: Chapter = Chapter {
         },
         Break {
             name: "idt-limit",
-            what: "IDTR's limit ends after #GP",
-            why: "vector 14 lies past the limit of the IDT, so the page fault could not be delivered: #GP, which while a \
-                  page fault is delivered makes #DF; that has its gate and its stack",
+            what: "IDTR's limit ends after #DF",
+            why: "vector 13 lies past the limit of the IDT, so #GP could not be delivered, which is #GP again; two \
+                  of these make #DF, and that has its gate and its stack",
         },
     ],
 };
@@ -184,7 +184,7 @@ fn break_it(run: &Run, machine: &Machine, image: &Image) -> Result<()> {
         machine.memory.write(image.symbol("double_fault_gate")? + ACCESS, &[0x0e])?;
     }
     if run.breaks("idt-limit") {
-        machine.memory.write(image.symbol("idtr")?, &(14u16 * 16 - 1).to_le_bytes())?;
+        machine.memory.write(image.symbol("idtr")?, &(9u16 * 16 - 1).to_le_bytes())?;
     }
     Ok(())
 }
