@@ -81,7 +81,7 @@ fn boot_linux(run: &Run) -> Result<()> {
     acpi::write_tables(&memory)?;
     variants::apply(run, &memory, &mut start)?;
 
-    let kvm = Kvm::open_real(run)?;
+    let kvm = Kvm::open(run)?;
     let irqchip = !run.breaks("no-irqchip");
     let mut machine =
         if irqchip { Machine::with_irqchip(&kvm, memory)? } else { Machine::new(&kvm, memory)? };
