@@ -86,7 +86,9 @@ pub const CHAPTERS: &[(&str, crate::kvm::Probe)] = &[
     ("ch04", crate::kvm::Probe::Real),
     ("ch05", crate::kvm::Probe::Protected),
     ("ch06", crate::kvm::Probe::Paging32),
+    ("ch07", crate::kvm::Probe::Paging32),
     ("ch08", crate::kvm::Probe::Long),
+    ("ch09", crate::kvm::Probe::Exception),
     ("ch10", crate::kvm::Probe::SystemCall),
     ("ch11", crate::kvm::Probe::SystemCall),
 ];
