@@ -68,13 +68,14 @@ fn boot_linux(run: &Run) -> Result<()> {
     let (kernel, initrd) = kept::files(asked("kernel"), asked("initrd"))?;
     let size = kept::memory_size(asked("memory").unwrap_or("256M"))?;
 
+    let command_line = variants::command_line(run, asked("cmdline").unwrap_or(COMMAND_LINE));
     let memory = Memory::new(size)?;
     let mut kernel_file = open(&kernel)?;
     let mut initrd_file = initrd.as_deref().map(open).transpose()?;
     let boot = Boot {
         kernel: Kernel::read(&mut kernel_file).with_context(|| kernel.display().to_string())?,
         initrd: initrd_file.as_mut().map(|file| file as _),
-        command_line: asked("cmdline").unwrap_or(COMMAND_LINE),
+        command_line: &command_line,
         acpi: acpi::RSDP,
     };
     let mut start = boot.load(&memory)?;

@@ -19,7 +19,8 @@ const WITHOUT_A_LAB: [Test; 2] = [
 ];
 
 #[rustfmt::skip] // a test a line
-const WITH_A_LAB: [Test; 3] = [
+const WITH_A_LAB: [Test; 4] = [
+    ("linux_boots_to_a_shell_and_its_broken_variants_end_as_the_book_says", crate::linux::linux_boots),
     ("a_dynamic_program_and_a_missing_one_are_refused", a_dynamic_program_and_a_missing_one_are_refused),
     ("ctrl_c_ends_the_emulator_and_leaves_no_files", ctrl_c_ends_the_emulator_and_leaves_no_files),
     ("a_kernel_that_is_none_ends_in_a_sentence", a_kernel_that_is_none_ends_in_a_sentence),
