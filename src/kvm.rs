@@ -317,7 +317,7 @@ impl VcpuFd {
         }
     }
 
-    /// The x87 FPU's and SSE's registers.
+    /// The x87 FPU's and SSE's registers; MXCSR is not among them, because KVM leaves it out.
     ///
     /// # Errors
     /// The errno of `KVM_GET_FPU`.
@@ -328,7 +328,7 @@ impl VcpuFd {
         }
     }
 
-    /// Sets the x87 FPU's and SSE's registers.
+    /// Sets the x87 FPU's and SSE's registers, but not MXCSR.
     ///
     /// # Errors
     /// The errno of `KVM_SET_FPU`; of the software machine `EINVAL` where an x87 register is in use, because

@@ -16,6 +16,7 @@ pub mod explain; // 02: why it failed, in words.
 pub mod mode; // 05: control registers, mode and ring.
 pub mod segment; // 05: descriptors and segment registers.
 pub mod paging; // 06: page tables, walked and built.
+pub mod exception; // 09: exceptions by name, with their error codes.
 pub mod abi; // 10: what a program in ring 3 may ask of its kernel.
 pub mod boot; // 11: a kernel's ELF file and its boot information.
 pub mod device; // 12: a bus, and the devices on it.

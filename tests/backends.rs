@@ -334,6 +334,22 @@ fn the_debug_registers_keep_what_is_set_and_their_upper_halves_are_einval() {
 }
 
 #[test]
+fn the_fpu_keeps_what_is_set_but_mxcsr_which_kvm_leaves_out() {
+    for (name, kvm) in backends() {
+        let vm = kvm.create_vm().expect("a VM");
+        let vcpu = vm.create_vcpu(0).expect("a CPU");
+        let mut fpu = vcpu.get_fpu().expect("registers");
+        assert_eq!((fpu.fcw, fpu.fsw, fpu.ftwx, fpu.mxcsr), (0x37f, 0, 0, 0), "{name}");
+        fpu.xmm[0] = [1; 16];
+        fpu.xmm[15] = [15; 16];
+        fpu.mxcsr = 0x3f80;
+        assert_eq!(vcpu.set_fpu(&fpu).map_err(|error| error.errno()), Ok(()), "{name}");
+        let found = vcpu.get_fpu().expect("registers");
+        assert_eq!((found.xmm, found.mxcsr), (fpu.xmm, 0), "{name}");
+    }
+}
+
+#[test]
 fn from_where_no_memory_is_nothing_can_be_fetched() {
     for (name, kvm) in backends() {
         let memory = Memory::new(0x2000).expect("two pages");

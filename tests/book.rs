@@ -362,7 +362,7 @@ fn every_picture_is_whole_titled_and_shown() {
         if text.lines().any(|line| line.trim().is_empty()) {
             complaints.push(format!("{name} has a blank line"));
         }
-        if !text.contains("<title") {
+        if !text.contains("<title") || !text.contains("</title>") {
             complaints.push(format!("{name} has no title"));
         }
         if !shown.contains(&name) {

@@ -29,7 +29,9 @@ const CH03: &str = env!("CARGO_BIN_EXE_ch03");
 const CH04: &str = env!("CARGO_BIN_EXE_ch04");
 const CH05: &str = env!("CARGO_BIN_EXE_ch05");
 const CH06: &str = env!("CARGO_BIN_EXE_ch06");
+const CH07: &str = env!("CARGO_BIN_EXE_ch07");
 const CH08: &str = env!("CARGO_BIN_EXE_ch08");
+const CH09: &str = env!("CARGO_BIN_EXE_ch09");
 const CH10: &str = env!("CARGO_BIN_EXE_ch10");
 const CH11: &str = env!("CARGO_BIN_EXE_ch11");
 const CH16: &str = env!("CARGO_BIN_EXE_ch16");
@@ -61,11 +63,22 @@ const CASES: &[Case] = &[
     case("ch06--break-no-identity", CH06, &["--break", "no-identity"]),
     case("ch06--break-read-only", CH06, &["--break", "read-only"]),
     case("ch06--break-lost-directory", CH06, &["--break", "lost-directory"]),
+    case("ch07", CH07, &[]),
+    case("ch07--steps", CH07, &["--steps"]),
+    case("ch07--break-supervisor-page", CH07, &["--break", "supervisor-page"]),
+    case("ch07--break-gate-dpl", CH07, &["--break", "gate-dpl"]),
+    case("ch07--break-no-stack", CH07, &["--break", "no-stack"]),
+    case("ch07--break-no-port", CH07, &["--break", "no-port"]),
     case("ch08", CH08, &[]),
     case("ch08--steps", CH08, &["--steps"]),
     case("ch08--break-no-lme", CH08, &["--break", "no-lme"]),
     case("ch08--break-no-page", CH08, &["--break", "no-page"]),
     case("ch08--break-no-lma", CH08, &["--break", "no-lma"]),
+    case("ch09", CH09, &[]),
+    case("ch09--provoke", CH09, &["--provoke", "page", "--provoke", "divide"]),
+    case("ch09--break-no-ist", CH09, &["--break", "no-ist", "--provoke", "double"]),
+    case("ch09--break-no-gate", CH09, &["--break", "no-gate", "--provoke", "double"]),
+    case("ch09--break-idt-limit", CH09, &["--break", "idt-limit", "--provoke", "protection"]),
     case("ch10", CH10, &[]),
     case("ch10--steps", CH10, &["--steps", "--program", "hello"]),
     case("ch10--break-no-sce", CH10, &["--break", "no-sce"]),
@@ -100,7 +113,10 @@ const WITHOUT_A_MACHINE: &[Case] = &[
     case("ch04--break-list", CH04, &["--break", "list"]),
     case("ch05--break-list", CH05, &["--break", "list"]),
     case("ch06--break-list", CH06, &["--break", "list"]),
+    case("ch07--break-list", CH07, &["--break", "list"]),
     case("ch08--break-list", CH08, &["--break", "list"]),
+    case("ch09--break-list", CH09, &["--break", "list"]),
+    case("ch09--unknown", CH09, &["--provoke", "panic"]),
     case("ch10--break-list", CH10, &["--break", "list"]),
     case("ch10--help", CH10, &["--help"]),
     case("ch10--unknown-program", CH10, &["--program", "doom"]),

@@ -14,12 +14,13 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use vmexit::abi;
 use vmexit::chapter::{self, BadInput, Break, Chapter, Flag, GuestFailed};
+use vmexit::exception::Exception;
 use vmexit::exit::{Exit, Unexpected};
 use vmexit::guest::{Image, Memory};
 use vmexit::kvm::{Kvm, Probe, VcpuExit, kvm_regs};
 use vmexit::machine::Machine;
 use vmexit::mode::{enter_long, enter_protected};
-use vmexit::paging::{self, LARGE_PAGE, describe_error_code};
+use vmexit::paging::{self, LARGE_PAGE};
 use vmexit::run::Run;
 use vmexit::segment::Descriptor;
 
@@ -233,19 +234,8 @@ fn text(machine: &Machine, address: u64, length: u64) -> Result<String> {
 
 /// An exception as the kernel's handler has it in its registers.
 fn exception(vector: u8, regs: &kvm_regs) -> String {
-    let (code, rip) = (regs.rsi, regs.rdx);
-    match vector {
-        0 => format!("#DE at {rip:#x}"),
-        1 => format!("#DB at {rip:#x}"),
-        6 => format!("#UD at {rip:#x}"),
-        12 => format!("#SS, error code {code:#x}, at {rip:#x}"),
-        13 => format!("#GP, error code {code:#x}, at {rip:#x}"),
-        14 => {
-            let words = describe_error_code(code as u32);
-            format!("#PF, error code {code:#x} ({words}), for {:#x}, at {rip:#x}", regs.rdi)
-        }
-        _ => format!("vector {vector} at {rip:#x}"),
-    }
+    let exception = Exception { vector, error_code: regs.rsi as u32, cr2: regs.rdi };
+    format!("{exception}, at {:#x}", regs.rdx)
 }
 
 /// What a broken variant takes out of the kernel's code, before it runs.

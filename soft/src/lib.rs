@@ -5,10 +5,10 @@
 //! segmentation, paging, rings, exceptions and interrupts, as Intel's *Software
 //! Developer's Manual* says, and where that is silent, AMD's *Programmer's Manual*
 //! or KVM's emulator. What it does not have ends in [`Exit::InternalError`], as an
-//! instruction that KVM cannot emulate does: no wrong result takes its place. It
-//! lacks virtual-8086 mode, task switches, x87 and MMX, SSE's arithmetic on
-//! floating-point numbers, breakpoints by the debug registers, and every instruction
-//! with a VEX prefix or newer.
+//! instruction that KVM cannot emulate does: no wrong result takes its place, and
+//! [`Vcpu::missing`] says what it would have needed. It lacks virtual-8086 mode, task
+//! switches and task gates, x87 but for its control word, MMX, SSE3 and what came
+//! after it, and every instruction with a VEX prefix or newer. Its CPUID says so.
 //!
 //! Nothing here depends on the host: no files, no threads, no clock. The time
 //! stamp counter and the timers count instructions, so a run can be repeated

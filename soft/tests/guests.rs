@@ -3,7 +3,7 @@
 #![cfg(target_arch = "x86_64")]
 #![allow(unsafe_code)]
 
-use vmexit_soft::{Events, Exception, Exit, Interrupt, Regs, Slot};
+use vmexit_soft::{Events, Exception, Exit, Interrupt, Regs, Slot, Sregs};
 
 #[macro_use]
 mod machine;
@@ -618,6 +618,77 @@ fn a_run_comes_back_from_a_guest_that_never_ends() {
         guest.write(6 * 4, &(START as u32).to_le_bytes());
         assert_eq!(guest.vcpu.run(false), Ok(Exit::Budget));
     }
+}
+
+#[test]
+fn a_run_comes_back_from_the_middle_of_a_repetition_that_is_as_long_as_there_are() {
+    let code = guest!(endless_repetition, ".code32" "mov ecx, -1" "2: rep lodsb" "hlt");
+    let mut guest = Guest::protected(code);
+    // Every 4 MiB are the first 4 MiB.
+    (0..1024).for_each(|entry| guest.write(0x10_0000 + entry * 4, &0x83u32.to_le_bytes()));
+    let sregs = Sregs { cr0: 0x8000_0011, cr3: 0x10_0000, cr4: 0x10, ..guest.vcpu.sregs() };
+    guest.vcpu.set_sregs(&sregs).expect("32-bit paging");
+    let mut left = u64::from(u32::MAX);
+    for _ in 0..3 {
+        assert_eq!(guest.vcpu.run(false), Ok(Exit::Budget));
+        let regs = guest.vcpu.regs();
+        assert_eq!(regs.rip, START + 5, "at the instruction");
+        assert!(regs.rcx < left && regs.rsi + regs.rcx == u64::from(u32::MAX), "{regs:x?}");
+        left = regs.rcx;
+    }
+}
+
+#[test]
+fn a_page_table_may_be_its_own_next_level_and_one_in_a_hole_maps_nothing() {
+    let code = guest!(own_level,
+        ".code64"
+        "mov rax, [0]" // the table itself
+        "mov qword ptr [0x10], 0x6007" // its entry 2
+        "mov rbx, [0x2000]"
+        "out 0x10, al"
+        "mov eax, 0x80000000; mov cr3, rax"
+        "hlt"
+    );
+    let mut guest = Guest::long(code);
+    guest.write(0x10_8000, &0x10_8007u64.to_le_bytes());
+    guest.write(0x10_8008, &0x1007u64.to_le_bytes());
+    guest.write(0x6000, &0x1234u64.to_le_bytes());
+    let sregs = Sregs { cr3: 0x10_8000, ..guest.vcpu.sregs() };
+    guest.vcpu.set_sregs(&sregs).expect("long mode");
+    assert_eq!(guest.run(), Exit::IoOut { port: 0x10, size: 1, count: 1 });
+    let regs = guest.vcpu.regs();
+    assert_eq!((regs.rax, regs.rbx), (0x10_8027, 0x1234), "accessed, and written through itself");
+    assert_eq!(guest.run(), Exit::Shutdown, "not even a handler can be found");
+}
+
+#[test]
+fn in_real_mode_the_stack_wraps_at_64_kib_and_a_word_across_the_end_is_a_stack_fault() {
+    let wraps = guest!(stack_wraps, ".code16" "xor sp, sp" "mov ax, 0x1234" "push ax" "hlt");
+    let mut guest = Guest::real(wraps);
+    assert_eq!(guest.finish().rsp, 0xfffe);
+    assert_eq!(guest.read(0xfffe) & 0xffff, 0x1234);
+    // #SS finds room below for its frame, and its handler halts.
+    let pops = guest!(stack_pops, ".code16" "mov word ptr [12 * 4], 0x4000" "mov sp, 0xffff" "pop ax");
+    let mut guest = Guest::real(pops);
+    guest.write(0x4000, &[0xf4]);
+    assert_eq!(guest.finish().rip, 0x4001);
+    // Here its frame has no more room than the push.
+    let mut guest = Guest::real(guest!(stack_full, ".code16" "mov sp, 1" "push ax"));
+    assert_eq!(guest.run(), Exit::Shutdown);
+}
+
+#[test]
+fn an_exception_whose_table_is_no_memory_stays_to_be_delivered() {
+    let mut guest = Guest::long(guest!(no_table, ".code64" "ud2"));
+    let mut sregs = guest.vcpu.sregs();
+    (sregs.idt.base, sregs.idt.limit) = (0x1f_f000, 0xfff);
+    guest.vcpu.set_sregs(&sregs).expect("long mode");
+    // The page of the table leads to where no memory is.
+    guest.write(0x10_3000 + 0x1ff * 8, &0x8000_0007u64.to_le_bytes());
+    assert_eq!(guest.run(), Exit::InternalError { suberror: 3 });
+    let ud = Exception { vector: 6, error_code: None };
+    assert_eq!(guest.vcpu.events().exception, Some(ud));
+    assert_eq!(guest.vcpu.regs().rip, START);
 }
 
 #[test]

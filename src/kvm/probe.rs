@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::{Kvm, VcpuExit, kvm_sregs};
+use crate::exception::vector;
 use crate::exit::Unexpected;
 use crate::guest::Memory;
 use crate::machine::Machine;
@@ -26,7 +27,7 @@ pub enum Probe {
     Paging32,
     /// 64-bit code.
     Long,
-    /// 64-bit code that takes an exception through its IDT and returns.
+    /// 64-bit code that takes a fault and a breakpoint through its IDT and returns.
     Exception,
     /// 64-bit code that goes to ring 3 by `sysretq` and comes back by `syscall`.
     SystemCall,
@@ -54,8 +55,9 @@ impl fmt::Display for Probe {
 // ANCHOR: guests
 /// `out 0x10, al; hlt`: the same bytes in every mode.
 const CODE: [u8; 3] = [0xe6, 0x10, 0xf4];
-/// `ud2; hlt`, and the handler of #UD: `out 0x10, al; add qword ptr [rsp], 2; iretq`.
-const FAULTING: [u8; 3] = [0x0f, 0x0b, 0xf4];
+/// `ud2; int3; hlt`, and the handler of #UD: `out 0x10, al; add qword ptr [rsp], 2; iretq`. That of #BP
+/// is its last instruction alone.
+const FAULTING: [u8; 4] = [0x0f, 0x0b, 0xcc, 0xf4];
 const HANDLER_CODE: [u8; 9] = [0xe6, 0x10, 0x48, 0x83, 0x04, 0x24, 0x02, 0x48, 0xcf];
 /// Sets STAR and LSTAR, goes to ring 3 by `sysretq`, and comes back by `syscall`, to [`CODE`]:
 ///
@@ -185,10 +187,12 @@ impl Probe {
             let gdt = [Descriptor::NULL, Descriptor::CODE_64, Descriptor::DATA];
             memory.write(GDT, &gdt.map(|descriptor| descriptor.0.to_le_bytes()).concat())?;
             (sregs.gdt.base, sregs.gdt.limit) = (GDT, 3 * 8 - 1);
-            /// #UD.
-            const INVALID_OPCODE: u64 = 6;
-            let gate = Gate::interrupt(CODE_SELECTOR, HANDLER).to_64();
-            memory.write(IDT + INVALID_OPCODE * 16, &gate.map(u64::to_le_bytes).concat())?;
+            /// Where in the handler its `iretq` is.
+            const IRETQ: u64 = 7;
+            for (vector, handler) in [(vector::BP, HANDLER + IRETQ), (vector::UD, HANDLER)] {
+                let gate = Gate::interrupt(CODE_SELECTOR, handler).to_64();
+                memory.write(IDT + u64::from(vector) * 16, &gate.map(u64::to_le_bytes).concat())?;
+            }
             (sregs.idt.base, sregs.idt.limit) = (IDT, 7 * 16 - 1);
         }
         if self == Self::SystemCall {

@@ -186,8 +186,8 @@ impl VcpuFd {
     }
 
     pub fn get_fpu(&self) -> Result<kvm_fpu> {
-        let soft::Fpu { xmm, mxcsr, fcw } = self.vcpu.borrow().fpu();
-        Ok(kvm_fpu { xmm: xmm.map(u128::to_le_bytes), mxcsr, fcw, ..kvm_fpu::default() })
+        let soft::Fpu { xmm, fcw, .. } = self.vcpu.borrow().fpu();
+        Ok(kvm_fpu { xmm: xmm.map(u128::to_le_bytes), fcw, ..kvm_fpu::default() })
     }
 
     pub fn set_fpu(&self, fpu: &kvm_fpu) -> Result<()> {
@@ -195,7 +195,9 @@ impl VcpuFd {
             return Err(errno(soft::Errno::EINVAL));
         }
         let xmm = fpu.xmm.map(u128::from_le_bytes);
-        self.vcpu.borrow_mut().set_fpu(&soft::Fpu { xmm, mxcsr: fpu.mxcsr, fcw: fpu.fcw });
+        let mut vcpu = self.vcpu.borrow_mut();
+        let mxcsr = vcpu.fpu().mxcsr;
+        vcpu.set_fpu(&soft::Fpu { xmm, mxcsr, fcw: fpu.fcw });
         Ok(())
     }
 

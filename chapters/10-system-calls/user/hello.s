@@ -1,4 +1,5 @@
-# hello: prints a line, and ends. Ring 3, 64-bit code; the calls are those of src/abi.rs.
+# hello: prints a line, and ends. Entered in ring 3, in 64-bit code, with a stack.
+# The calls are those of src/abi.rs.
 
         .set    WRITE, 1
         .set    EXIT, 60

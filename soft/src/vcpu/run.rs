@@ -90,11 +90,15 @@ impl Vcpu {
         if let Some(exit) = self.inject() {
             return exit;
         }
+        // Then nothing but the guest itself can interrupt it before the run ends.
+        let alone = self.board.is_none() && !self.single_step && !self.awaits_its_turn();
         let mut left = BUDGET;
         while left > 0 {
             let before = self.work();
-            self.look_at_board();
-            if self.is_halted() {
+            if !alone {
+                self.look_at_board();
+            }
+            if !alone && self.is_halted() {
                 match self.wait() {
                     Wait::Over => {}
                     Wait::Endless => return Exit::Idle,
@@ -104,8 +108,8 @@ impl Vcpu {
                     }
                 }
             }
-            let exit =
-                if self.awaits_its_turn() || self.goes_by_steps() { self.attend() } else { self.advance() };
+            let steps = !alone && (self.single_step || self.awaits_its_turn()) || self.looks_closely();
+            let exit = if steps { self.attend() } else { self.advance() };
             if let Some(exit) = exit.and_then(|exit| self.settle(exit)) {
                 return exit;
             }
@@ -133,10 +137,10 @@ impl Vcpu {
         }
     }
 
-    /// Whether something may come after each instruction, or must be looked at before it.
-    fn goes_by_steps(&self) -> bool {
-        self.single_step
-            || self.cpu.debug.instructions
+    /// Whether the guest's state may make something of each instruction, or must be looked at before it.
+    #[inline(always)]
+    fn looks_closely(&self) -> bool {
+        self.cpu.debug.instructions
             || self.cpu.rflags & (rflags::TF | rflags::RF) != 0
             || self.cpu.shadow != Shadow::None
     }
@@ -151,7 +155,7 @@ impl Vcpu {
         if let Some(exit) = self.breakpoint() {
             return exit;
         }
-        if self.goes_by_steps() { self.step() } else { self.advance() }
+        if self.single_step || self.looks_closely() { self.step() } else { self.advance() }
     }
 
     /// A breakpoint on the instruction at RIP; the inner `None` is one that the guest has taken. RF lets
