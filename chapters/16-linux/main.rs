@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use vmexit::boot::acpi;
 use vmexit::boot::linux::{self, Boot, Kernel, Start};
-use vmexit::chapter::{self, Chapter, Flag, GuestFailed};
+use vmexit::chapter::{self, BadInput, Chapter, Flag, GuestFailed};
 use vmexit::device::serial::{self, Serial};
 use vmexit::device::{Bus, Request, keyboard, power, rtc};
 use vmexit::exit::Unexpected;
@@ -64,6 +64,11 @@ fn boot_linux(run: &Run) -> Result<()> {
     let interactive = terminal::is_interactive();
     run.trace_only_if_asked();
     run.set_default_deadline((!interactive).then_some(PATIENCE));
+    if run.options().listing_only {
+        return Err(
+            BadInput("there is no listing: this guest is a kernel that others wrote".to_owned()).into()
+        );
+    }
     let asked = |flag| run.options().values(flag).last();
     let (kernel, initrd) = kept::files(asked("kernel"), asked("initrd"))?;
     let size = kept::memory_size(asked("memory").unwrap_or("256M"))?;

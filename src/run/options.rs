@@ -30,7 +30,7 @@ pub enum TraceTo {
 }
 
 /// What the command line asks for.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Options {
     /// The machine that was asked for; `None` leaves the choice to [`crate::kvm::Kvm::open`].
     pub backend: Option<Backend>,
@@ -61,20 +61,6 @@ pub enum Command {
 
 /// The longest deadline that can be asked for: a day, in seconds.
 const LONGEST_DEADLINE: f64 = 86_400.0;
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            backend: None,
-            traces: Vec::new(),
-            steps: false,
-            variant: None,
-            own: Vec::new(),
-            deadline: None,
-            listing_only: false,
-        }
-    }
-}
 
 impl Options {
     /// Reads a chapter's command line, without the program's name; `backend` is

@@ -126,7 +126,7 @@ fn thousands_of_damaged_images_are_refused_or_loaded_and_nothing_panics() {
             file[at] =
                 [0x00, 0x01, 0x7f, 0x80, 0xff, random(&mut state) as u8][random(&mut state) as usize % 6];
         }
-        if random(&mut state) % 4 == 0 {
+        if random(&mut state).is_multiple_of(4) {
             file.truncate(random(&mut state) as usize % file.len());
         }
         let mut file = Cursor::new(file);
