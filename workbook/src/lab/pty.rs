@@ -10,6 +10,34 @@ use std::thread;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
+/// Where a program names its second terminal, if it has one, it does so in its first bytes.
+const ENOUGH: usize = 1 << 16;
+
+/// Bochs with a debugger opens a terminal of its own for the guest's screen, and says where. With nobody to
+/// read there it stops, after some minutes, when the terminal takes no more.
+fn second_terminal(said: &[u8]) -> Option<PathBuf> {
+    const SENTENCE: &str = "Bochs connected to screen \"";
+    let said = String::from_utf8_lossy(said);
+    let (path, _) = said.split_once(SENTENCE)?.1.split_once('"')?;
+    Some(PathBuf::from(path))
+}
+
+/// Reads and drops what is written to the terminal, until its other side is closed.
+fn drain(path: PathBuf) {
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
+    let Ok(user) = rustix::fs::open(&path, flags, rustix::fs::Mode::empty()) else { return };
+    // Byte by byte: a terminal that waits for the ends of lines fills up, too.
+    if let Ok(mut modes) = rustix::termios::tcgetattr(&user) {
+        modes.make_raw();
+        let _ = rustix::termios::tcsetattr(&user, rustix::termios::OptionalActions::Now, &modes);
+    }
+    let mut screen = File::from(user);
+    thread::spawn(move || {
+        let mut dropped = [0; 4096];
+        while screen.read(&mut dropped).is_ok_and(|count| count > 0) {}
+    });
+}
+
 /// A pseudo-terminal. What is written to it is read and dropped, so that the
 /// program never waits for a reader.
 #[derive(Debug)]
@@ -37,7 +65,19 @@ impl Pty {
         // Ends by itself: the read fails once the last user of the terminal is gone.
         thread::spawn(move || {
             let mut dropped = [0; 4096];
-            while screen.read(&mut dropped).is_ok_and(|count| count > 0) {}
+            let mut said = Vec::new();
+            while let Ok(count) = screen.read(&mut dropped) {
+                if count == 0 {
+                    break;
+                }
+                if said.len() < ENOUGH {
+                    said.extend_from_slice(&dropped[..count]);
+                    if let Some(second) = second_terminal(&said) {
+                        drain(second);
+                        said = vec![0; ENOUGH];
+                    }
+                }
+            }
         });
         Ok(Self { path, _controller: controller })
     }
@@ -50,5 +90,17 @@ impl Pty {
         let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
         let user = rustix::fs::open(&self.path, flags, rustix::fs::Mode::empty())?;
         Ok(Stdio::from(user))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bochs_says_where_its_screen_is() {
+        let said = b"\r\nBochs connected to screen \"/dev/pts/7\"\r\n";
+        assert_eq!(second_terminal(said), Some(PathBuf::from("/dev/pts/7")));
+        assert_eq!(second_terminal(&said[..30]), None, "the rest is still to come");
     }
 }
