@@ -5,6 +5,8 @@ use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+#[cfg(host_kvm)]
+use vmexit::kvm::CpuId;
 use vmexit::kvm::Kvm;
 
 use crate::compare::Verdict;
@@ -75,6 +77,15 @@ fn makers(options: &Options) -> Result<Makers> {
     if options.itself {
         return Ok(Makers { other: Other::Soft, cpuid: cpuid(&Kvm::soft())?, referee: Referee::Silicon });
     }
+    #[cfg(not(host_kvm))]
+    bail!("there is no KVM on this system");
+    #[cfg(host_kvm)]
+    kvm_makers(&cpuid)
+}
+
+/// The KVM at hand, unless it is none to compare with.
+#[cfg(host_kvm)]
+fn kvm_makers(cpuid: &dyn Fn(&Kvm) -> Result<CpuId>) -> Result<Makers> {
     let kvm = Kvm::new().context("cannot open /dev/kvm")?;
     let referee = Referee::at_hand();
     if referee == Referee::Emulator {
@@ -83,14 +94,9 @@ fn makers(options: &Options) -> Result<Makers> {
              and an emulator is no referee; use `cargo vmexit diff --amd` or `--intel`"
         );
     }
-    #[cfg(host_kvm)]
-    {
-        crate::alarm::start().context("cannot set a timer")?;
-        let device = kvm_ioctls::Kvm::new().context("cannot open /dev/kvm")?;
-        Ok(Makers { other: Other::Kvm(device), cpuid: cpuid(&kvm)?, referee })
-    }
-    #[cfg(not(host_kvm))]
-    bail!("there is no KVM on this system")
+    crate::alarm::start().context("cannot set a timer")?;
+    let device = kvm_ioctls::Kvm::new().context("cannot open /dev/kvm")?;
+    Ok(Makers { other: Other::Kvm(device), cpuid: cpuid(&kvm)?, referee })
 }
 
 /// A pair for each setting that both machines can run.

@@ -107,6 +107,11 @@ impl<'a> Comparison<'a> {
         scan && (self.step.instruction.has_rep_prefix() || self.step.instruction.has_repne_prefix())
     }
 
+    pub fn moves_all_registers(&self) -> bool {
+        use Mnemonic::{Popa, Popad, Pusha, Pushad};
+        matches!(self.step.instruction.mnemonic(), Popa | Popad | Pusha | Pushad)
+    }
+
     pub fn is_port_string(&self) -> bool {
         use Mnemonic::{Insb, Insd, Insw, Outsb, Outsd, Outsw};
         matches!(self.step.instruction.mnemonic(), Insb | Insd | Insw | Outsb | Outsd | Outsw)

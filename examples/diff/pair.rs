@@ -189,7 +189,7 @@ impl<'a> Pair<'a> {
 
     /// Memory, MSRs and SSE's registers as every run of this sequence finds them.
     fn begin(&mut self, sequence: &Sequence) -> Result<kvm_regs> {
-        if let Other::Soft = self.makers.other {
+        if matches!(self.makers.other, Other::Soft) {
             self.right = self.makers.right()?;
             self.right.memory.write(0, &self.pristine)?;
             self.msrs_changed = true;

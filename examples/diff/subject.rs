@@ -62,6 +62,7 @@ pub struct Subject {
     /// Dropped after the vCPU: KVM lets go of it first.
     pub memory: Memory,
     pub reset: kvm_sregs,
+    #[cfg_attr(not(host_kvm), allow(dead_code))]
     referee: Referee,
 }
 

@@ -249,6 +249,25 @@ fn enter_with_16_bit_operands_pushes_16_bits() {
     assert_eq!((outcome.regs.rsp, outcome.regs.rbp & 0xffff), (STACK - 2, STACK - 2));
 }
 
+/// Intel SDM Vol. 2A, "LEAVE—High Level Procedure Exit".
+#[test]
+fn leave_with_16_bit_operands_pops_16_bits() {
+    let mut guest = Guest::long();
+    guest.write(STACK - 0x40, &0x1122_3344_5566_7788u64.to_le_bytes());
+    let outcome = guest.run(&[0x66, 0xc9], Regs { rbp: STACK - 0x40, ..Regs::default() });
+    assert_eq!((outcome.regs.rbp, outcome.regs.rsp), (0x7788, STACK - 0x3e));
+}
+
+/// Intel SDM Vol. 2A, "IRET/IRETD/IRETQ—Interrupt Return", real-address mode: VIF and VIP stay.
+#[test]
+fn iret_in_real_mode_leaves_vif_and_vip_alone() {
+    let mut guest = Guest::real();
+    let frame = [LANDING as u32, 0, 3 << 19 | 2].map(u32::to_le_bytes).concat();
+    guest.write(STACK - 0x40, &frame);
+    let outcome = guest.run(&[0x66, 0xcf], Regs { rsp: STACK - 0x40, ..Regs::default() });
+    assert_eq!((outcome.regs.rip, outcome.regs.rflags), (LANDING + 1, 2));
+}
+
 /// Intel SDM Vol. 2A, "INT n/INTO/INT3/INT1—Call to Interrupt Procedure".
 #[test]
 fn int1_is_a_debug_exception_behind_the_instruction() {
@@ -536,6 +555,9 @@ fn ltr_refuses_the_null_selector() {
 /// Intel SDM Vol. 2A, "MOV—Move to/from Control Registers".
 #[test]
 fn a_reserved_bit_of_a_control_register_is_refused() {
+    // mov cr8, rax
+    let outcome = Guest::long().run(&[0x44, 0x0f, 0x22, 0xc0], Regs { rax: 1 << 40, ..Regs::default() });
+    assert_eq!(outcome.vector, Some(GENERAL_PROTECTION));
     // mov cr4, rax; mov cr0, rax
     for (code, value) in [([0x0f, 0x22, 0xe0], 0x620 | 1 << 40), ([0x0f, 0x22, 0xc0], 0x8001_0031 | 1 << 40)]
     {
@@ -591,4 +613,28 @@ fn a_page_fault_in_a_repeated_scan_restores_the_flags() {
     assert_eq!((outcome.vector, outcome.sregs.cr2), (Some(PAGE_FAULT), MISSING));
     assert_eq!((outcome.regs.rcx, outcome.regs.rdi), (5, MISSING));
     assert_eq!(guest.read(outcome.regs.rsp + 24) & STATUS, STATUS);
+}
+
+/// Intel SDM Vol. 2A, "MOV—Move", 64-bit mode exceptions.
+#[test]
+fn a_null_ss_of_64_bit_code_must_be_of_its_ring() {
+    let code = [0x8e, 0xd0]; // mov ss, eax
+    let outcome = Guest::long().run(&code, Regs { rax: 3, ..Regs::default() });
+    assert_eq!((outcome.vector, outcome.code), (Some(GENERAL_PROTECTION), 0));
+    assert_eq!(Guest::long().run(&code, Regs::default()).vector, None);
+}
+
+/// Intel SDM Vol. 2B, "POPA/POPAD—Pop All General-Purpose Registers".
+#[test]
+fn popa_from_a_hole_reads_eight_times() {
+    let mut guest = Guest::protected(32, 0, true);
+    let mut exit = guest.exit(&[0x61], Regs { rsp: HOLE, ..Regs::default() });
+    let mut read = Vec::new();
+    while let Exit::MmioRead { address, size } = exit {
+        read.push((address, size));
+        exit = guest.vcpu.run(false).expect("nobody interrupts it");
+    }
+    assert_eq!(exit, Exit::Hlt);
+    assert_eq!(read, (0..8).map(|number| (0x20000 + 4 * number, 4)).collect::<Vec<_>>());
+    assert_eq!(guest.vcpu.regs().rsp, HOLE + 32);
 }

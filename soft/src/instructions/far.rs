@@ -270,14 +270,14 @@ fn protected_return(cpu: &mut Cpu, size: u8) -> Done {
     Ok(())
 }
 
-/// As POPF with the rights of the ring that returns, and RF too; ring 0 returns with VIF and VIP. Intel SDM
+/// As POPF with the rights of the ring that returns, and RF too; ring 0 of protected mode returns with VIF and VIP. Intel SDM
 /// Vol. 2A, "IRET/IRETD/IRETQ—Interrupt Return".
 fn load_flags(cpu: &mut Cpu, flags: u64, size: u8, ring: u8) {
     let new_ring = std::mem::replace(&mut cpu.cpl, ring);
     cpu.load_flags(flags, size);
     cpu.cpl = new_ring;
     cpu.set_flags(flags, rflags::RF & mask(size));
-    if ring == 0 {
+    if ring == 0 && cpu.protected() {
         cpu.set_flags(flags, (rflags::VIF | rflags::VIP) & mask(size));
     }
 }
