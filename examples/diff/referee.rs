@@ -389,6 +389,15 @@ pub const LACKS: &[Lack] = &[
     },
     Lack {
         on: &[Qemu],
+        what: "LGDT and LIDT with prefix 66 load 24 bits of the base in 64-bit code too",
+        manual: "Intel SDM Vol. 2A, \"LGDT/LIDT—Load Global/Interrupt Descriptor Table Register\": the operand size is fixed at 8 + 2 bytes",
+        test: "manual.rs: lgdt_of_64_bit_code_ignores_prefix_66",
+        applies: |c| {
+            c.setting.is_64_bit() && (c.is(Mnemonic::Lgdt) || c.is(Mnemonic::Lidt)) && c.has_prefix(0x66)
+        },
+    },
+    Lack {
+        on: &[Qemu],
         what: "INT1 is #UD",
         manual: "Intel SDM Vol. 2A, \"INT n/INTO/INT3/INT1—Call to Interrupt Procedure\"",
         test: "manual.rs: int1_is_a_debug_exception_behind_the_instruction",

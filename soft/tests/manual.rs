@@ -638,3 +638,13 @@ fn popa_from_a_hole_reads_eight_times() {
     assert_eq!(read, (0..8).map(|number| (0x20000 + 4 * number, 4)).collect::<Vec<_>>());
     assert_eq!(guest.vcpu.regs().rsp, HOLE + 32);
 }
+
+/// Intel SDM Vol. 2A, "LGDT/LIDT—Load Global/Interrupt Descriptor Table Register".
+#[test]
+fn lgdt_of_64_bit_code_ignores_prefix_66() {
+    let mut guest = Guest::long();
+    guest.write(DATA, &0x37u16.to_le_bytes());
+    guest.write(DATA + 2, &0x7700_3800u64.to_le_bytes());
+    let outcome = guest.run(&[0x66, 0x0f, 0x01, 0x13], Regs { rbx: DATA, ..Regs::default() }); // lgdt [rbx]
+    assert_eq!((outcome.sregs.gdt.base, outcome.sregs.gdt.limit), (0x7700_3800, 0x37));
+}

@@ -1,4 +1,7 @@
 //! A terminal for a program that wants one although nobody looks at it.
+//!
+//! Debian's Bochs, the debugger build, wants two: it draws the machine's screen on
+//! one that it makes itself, and says which it is on the first.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,34 +12,6 @@ use std::thread;
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
-
-/// Where a program names its second terminal, if it has one, it does so in its first bytes.
-const ENOUGH: usize = 1 << 16;
-
-/// Bochs with a debugger opens a terminal of its own for the guest's screen, and says where. With nobody to
-/// read there it stops, after some minutes, when the terminal takes no more.
-fn second_terminal(said: &[u8]) -> Option<PathBuf> {
-    const SENTENCE: &str = "Bochs connected to screen \"";
-    let said = String::from_utf8_lossy(said);
-    let (path, _) = said.split_once(SENTENCE)?.1.split_once('"')?;
-    Some(PathBuf::from(path))
-}
-
-/// Reads and drops what is written to the terminal, until its other side is closed.
-fn drain(path: PathBuf) {
-    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
-    let Ok(user) = rustix::fs::open(&path, flags, rustix::fs::Mode::empty()) else { return };
-    // Byte by byte: a terminal that waits for the ends of lines fills up, too.
-    if let Ok(mut modes) = rustix::termios::tcgetattr(&user) {
-        modes.make_raw();
-        let _ = rustix::termios::tcsetattr(&user, rustix::termios::OptionalActions::Now, &modes);
-    }
-    let mut screen = File::from(user);
-    thread::spawn(move || {
-        let mut dropped = [0; 4096];
-        while screen.read(&mut dropped).is_ok_and(|count| count > 0) {}
-    });
-}
 
 /// A pseudo-terminal. What is written to it is read and dropped, so that the
 /// program never waits for a reader.
@@ -61,24 +36,8 @@ impl Pty {
         tcsetwinsize(&controller, size)?;
         let name = ptsname(&controller, Vec::new())?;
         let path = PathBuf::from(name.to_string_lossy().into_owned());
-        let mut screen = File::from(controller.try_clone()?);
-        // Ends by itself: the read fails once the last user of the terminal is gone.
-        thread::spawn(move || {
-            let mut dropped = [0; 4096];
-            let mut said = Vec::new();
-            while let Ok(count) = screen.read(&mut dropped) {
-                if count == 0 {
-                    break;
-                }
-                if said.len() < ENOUGH {
-                    said.extend_from_slice(&dropped[..count]);
-                    if let Some(second) = second_terminal(&said) {
-                        drain(second);
-                        said = vec![0; ENOUGH];
-                    }
-                }
-            }
-        });
+        let written = File::from(controller.try_clone()?);
+        thread::spawn(move || drop_what_is_written(written));
         Ok(Self { path, _controller: controller })
     }
 
@@ -93,14 +52,72 @@ impl Pty {
     }
 }
 
+/// Reads until the last user of the terminal is gone. Where the program says that it has a screen on
+/// another terminal, that one is read, too: its buffer holds ten minutes of a blinking cursor, and a
+/// program that writes more would wait for ever.
+fn drop_what_is_written(mut terminal: File) {
+    let (mut piece, mut said) = ([0; 4096], Vec::new());
+    let mut screen_known = false;
+    while let Ok(count @ 1..) = terminal.read(&mut piece) {
+        if screen_known || said.len() > MOST_SAID_BEFORE {
+            continue;
+        }
+        said.extend_from_slice(&piece[..count]);
+        let Some(path) = screen(&String::from_utf8_lossy(&said)) else { continue };
+        screen_known = true;
+        let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
+        if let Ok(screen) = rustix::fs::open(&path, flags, rustix::fs::Mode::empty()) {
+            let mut screen = File::from(screen);
+            thread::spawn(move || while screen.read(&mut piece).is_ok_and(|count| count > 0) {});
+        }
+    }
+}
+
+/// Bochs names its screen before anything else of length, in bytes.
+const MOST_SAID_BEFORE: usize = 64 << 10;
+
+/// The terminal in `Bochs connected to screen "/dev/pts/3"`.
+fn screen(said: &str) -> Option<PathBuf> {
+    let (_, rest) = said.split_once("connected to screen \"")?;
+    let (path, _) = rest.split_once('"')?;
+    Some(PathBuf::from(path))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
+    use std::sync::mpsc;
+    use std::time::Duration;
 
     #[test]
-    fn bochs_says_where_its_screen_is() {
-        let said = b"\r\nBochs connected to screen \"/dev/pts/7\"\r\n";
-        assert_eq!(second_terminal(said), Some(PathBuf::from("/dev/pts/7")));
-        assert_eq!(second_terminal(&said[..30]), None, "the rest is still to come");
+    fn the_screens_name_is_known_when_it_was_said_whole() {
+        let whole = "c\nBochs connected to screen \"/dev/pts/3\"\n";
+        assert_eq!(screen(whole), Some(PathBuf::from("/dev/pts/3")));
+        assert_eq!(screen(&whole[..30]), None);
+        assert_eq!(screen(&whole[..38]), None);
+    }
+
+    #[test]
+    fn a_program_never_waits_for_a_reader_of_its_own_screen() {
+        let pty = Pty::open().expect("a terminal");
+        // What Bochs does: a terminal of its own, named on the one that it was given.
+        let own = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("another terminal");
+        grantpt(&own).expect("ours");
+        unlockpt(&own).expect("ours");
+        let mut settings = rustix::termios::tcgetattr(&own).expect("a terminal has settings");
+        settings.make_raw();
+        rustix::termios::tcsetattr(&own, rustix::termios::OptionalActions::Now, &settings)
+            .expect("a terminal takes settings");
+        let name = ptsname(&own, Vec::new()).expect("a name");
+        let mut given = File::options().write(true).open(&pty.path).expect("the user's side");
+        writeln!(given, "Bochs connected to screen \"{}\"", name.to_string_lossy()).expect("it is read");
+        let (done, wait) = mpsc::channel();
+        thread::spawn(move || {
+            let mut own = File::from(own);
+            let written = (0..1000).all(|_| own.write_all(&[b'x'; 1000]).is_ok());
+            done.send(written)
+        });
+        assert_eq!(wait.recv_timeout(Duration::from_secs(20)), Ok(true));
     }
 }
