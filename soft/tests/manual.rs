@@ -519,6 +519,10 @@ fn a_store_of_a_selector_into_a_hole_is_one_write() {
     let exit = guest.exit(&[0x0f, 0x00, 0x0b], Regs { rbx: HOLE + 4, ..Regs::default() });
     assert_eq!(exit, Exit::MmioWrite { address: 0x20004, size: 2 });
     assert_eq!(guest.vcpu.run(false), Ok(Exit::Hlt));
+    // mov [rbx], es with REX.W
+    let exit = guest.exit(&[0x48, 0x8c, 0x03], Regs { rbx: HOLE + 4, ..Regs::default() });
+    assert_eq!(exit, Exit::MmioWrite { address: 0x20004, size: 2 });
+    assert_eq!(guest.vcpu.run(false), Ok(Exit::Hlt));
 }
 
 /// Intel SDM Vol. 2A, "CLFLUSH—Flush Cache Line".
