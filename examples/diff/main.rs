@@ -16,9 +16,9 @@
 //! in ring 3 the `hlt` is a #GP. (Single-stepping would do too, but TF shows: in
 //! pushed flags, and in what SYSCALL leaves.) Memory is compared after each step
 //! where the steps' addresses mostly point, and all of it after a sequence. Measured
-//! in the lab: 800 to 1500 steps a second on the AMD machine and some hundred on the
-//! Intel one, where an ioctl for each set of registers and 64 KiB of memory restored
-//! and compared had made it 300 and 25.
+//! in the lab, on a host of two busy cores: 500 to 800 steps a second on the AMD
+//! machine and 70 to 150 on the Intel one, where an ioctl for each set of registers
+//! and 64 KiB of memory restored and compared had made it 300 and 25.
 //!
 //! **What is not compared** is in two tables, each row with its manual title:
 //! [`undefined::RULES`], what the manual leaves to the CPU, and [`referee::LACKS`],
