@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crate::boot::BadFile;
+use crate::boot::linux::{KernelError, LoadError};
 use crate::exit::{Exit, Unexpected};
 use crate::explain;
 use crate::guest::{ImageError, MemoryError};
@@ -146,8 +147,10 @@ fn status_of(error: &anyhow::Error) -> Status {
         return Status::GuestFailed;
     }
     let root = error.root_cause();
-    let bad_input = error.is::<BadInput>()
-        || error.is::<OpenError>()
+    let bad_input = error.is::<OpenError>()
+        || error.is::<BadInput>()
+        || error.is::<KernelError>()
+        || error.is::<LoadError>()
         || error.is::<ImageError>()
         || error.is::<BadFile>()
         || root.is::<MemoryError>()
@@ -164,15 +167,15 @@ fn explain_variant(run: &Run) {
     }
 }
 
+/// What the reader gave cannot be used: a sentence. Exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BadInput(pub String);
+
 /// The guest ended, and not as it should: a sentence. Exit code 3.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct GuestFailed(pub String);
-
-/// What was asked for cannot be done: a sentence. Exit code 2.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct BadInput(pub String);
 
 /// Not an error: `--listing` was given, and the listing has been printed.
 #[derive(Debug, thiserror::Error)]

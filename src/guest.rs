@@ -6,7 +6,7 @@ mod memory;
 mod slots;
 mod writes;
 
-pub use image::{Image, ImageError, Symbol};
+pub use image::{Image, ImageError, Segment, Symbol};
 pub use memory::{Memory, MemoryError};
 pub(crate) use slots::Slots;
 pub(crate) use writes::Writes;

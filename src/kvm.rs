@@ -15,6 +15,7 @@ mod absent;
 #[cfg(all(test, host_kvm))]
 #[path = "kvm/absent/bindings.rs"]
 mod portable;
+mod irqchip;
 mod open;
 mod probe;
 mod soft;
@@ -33,6 +34,9 @@ pub use absent::bindings::{
 #[cfg(not(host_kvm))]
 pub use absent::{CpuId, Msrs};
 pub use host::{Cap, Error, VcpuExit};
+pub use irqchip::{
+    EventFd, IoEventAddress, KVM_PIT_SPEAKER_DUMMY, NoDatamatch, kvm_lapic_state, kvm_pit_config,
+};
 #[cfg(host_kvm)]
 pub use kvm_bindings::{
     CpuId, Msrs, kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_debugregs, kvm_dtable, kvm_fpu, kvm_guest_debug,
@@ -463,7 +467,7 @@ impl VcpuFd {
     /// Notes what the hypervisor has set, where the vCPU is watched.
     fn tell(&self, input: impl FnOnce() -> Input) {
         if let Some(watch) = &self.watch {
-            watch.note(input());
+            watch.tell(input());
         }
     }
 

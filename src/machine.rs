@@ -4,7 +4,8 @@ use anyhow::{Context, Result};
 
 use crate::guest::{Image, Memory};
 use crate::kvm::{
-    IDENTITY_MAP_ADDRESS, Kvm, MAX_CPUID_ENTRIES, TSS_ADDRESS, VcpuFd, VmFd, kvm_userspace_memory_region,
+    IDENTITY_MAP_ADDRESS, KVM_PIT_SPEAKER_DUMMY, Kvm, MAX_CPUID_ENTRIES, TSS_ADDRESS, VcpuFd, VmFd,
+    kvm_pit_config, kvm_userspace_memory_region,
 };
 use crate::mode::{enter_real, rflags};
 use crate::paging::{self, Access, Features, Paging, Walk};
@@ -13,7 +14,7 @@ use crate::paging::{self, Access, Features, Paging, Walk};
 /// the memory before it is unmapped.
 pub struct Machine {
     pub vcpu: VcpuFd,
-    _vm: VmFd,
+    pub vm: VmFd,
     pub memory: Memory,
     /// What the guest's CPUID says of its paging.
     features: Features,
@@ -27,6 +28,18 @@ impl Machine {
     /// # Errors
     /// The ioctl that failed, with its errno.
     pub fn new(kvm: &Kvm, memory: Memory) -> Result<Self> {
+        Self::build(kvm, memory, false)
+    }
+
+    /// The same with interrupt controllers and a timer inside KVM.
+    ///
+    /// # Errors
+    /// The ioctl that failed, with its errno.
+    pub fn with_irqchip(kvm: &Kvm, memory: Memory) -> Result<Self> {
+        Self::build(kvm, memory, true)
+    }
+
+    fn build(kvm: &Kvm, memory: Memory, irqchip: bool) -> Result<Self> {
         let vm = kvm.create_vm().context("KVM_CREATE_VM")?;
         vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).context("KVM_SET_IDENTITY_MAP_ADDR")?;
         vm.set_tss_address(TSS_ADDRESS).context("KVM_SET_TSS_ADDR")?;
@@ -40,9 +53,14 @@ impl Machine {
         // SAFETY: the region is exactly `memory`, which the machine owns and drops last.
         unsafe { vm.set_user_memory_region(slot) }.context("KVM_SET_USER_MEMORY_REGION")?;
         vm.record_writes(&memory);
+        if irqchip {
+            vm.create_irq_chip().context("KVM_CREATE_IRQCHIP")?;
+            let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
+            vm.create_pit2(config).context("KVM_CREATE_PIT2")?;
+        }
         let vcpu = vm.create_vcpu(0).context("KVM_CREATE_VCPU")?;
         let cpuid = kvm.get_supported_cpuid(MAX_CPUID_ENTRIES).context("KVM_GET_SUPPORTED_CPUID")?;
-        let machine = Self { vcpu, _vm: vm, memory, features: Features::of(&cpuid) };
+        let machine = Self { vcpu, vm, memory, features: Features::of(&cpuid) };
         machine.vcpu.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")?;
         let mut sregs = machine.vcpu.get_sregs().context("KVM_GET_SREGS")?;
         enter_real(&mut sregs);

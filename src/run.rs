@@ -4,13 +4,15 @@
 mod handlers;
 pub(crate) mod interrupt;
 pub mod options;
+pub mod screen;
+pub mod terminal;
 mod trap_flag;
 mod watch;
 
 pub(crate) use watch::Watch;
 
 use std::fmt::Display;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -35,11 +37,19 @@ struct Shared {
     chapter: &'static Chapter,
     options: Options,
     started: Instant,
+    /// How long the guest may run, in milliseconds; [`NO_DEADLINE`] is for ever.
+    deadline: AtomicU64,
+    /// Whether exits are recorded only where a trace was asked for.
+    quiet: AtomicBool,
     vms: AtomicU32,
     /// Whether this KVM shows RIP after a plain `out`; the probe has seen it.
     out_after: AtomicBool,
     recorder: Mutex<Recorder>,
 }
+
+const NO_DEADLINE: u64 = u64::MAX;
+/// What a chapter's guest gets where nothing else is said.
+const DEADLINE: Duration = Duration::from_secs(10);
 
 /// What ended a run from outside the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,10 +65,13 @@ impl Run {
     /// When a trace file cannot be made.
     pub fn new(chapter: &'static Chapter, options: Options) -> Result<Self, TraceError> {
         let recorder = Recorder::new(chapter, &options)?;
+        let deadline = options.deadline.unwrap_or(DEADLINE);
         Ok(Self(Arc::new(Shared {
             chapter,
             options,
             started: Instant::now(),
+            deadline: AtomicU64::new(deadline.as_millis() as u64),
+            quiet: AtomicBool::new(false),
             vms: AtomicU32::new(0),
             out_after: AtomicBool::new(false),
             recorder: Mutex::new(recorder),
@@ -146,12 +159,37 @@ impl Run {
         if interrupt::came() {
             return Some(Stop::Interrupted);
         }
-        self.time_left().is_zero().then_some(Stop::Deadline)
+        self.time_left().is_some_and(|left| left.is_zero()).then_some(Stop::Deadline)
     }
 
-    /// How long the guest may still run.
-    pub(crate) fn time_left(&self) -> Duration {
-        self.0.options.deadline.saturating_sub(self.0.started.elapsed())
+    /// Gives the guest another time than 10 s, or all the time in the world, where
+    /// the command line names none.
+    pub fn set_default_deadline(&self, deadline: Option<Duration>) {
+        if self.0.options.deadline.is_none() {
+            let milliseconds = deadline.map_or(NO_DEADLINE, |deadline| deadline.as_millis() as u64);
+            self.0.deadline.store(milliseconds, Ordering::Relaxed);
+        }
+    }
+
+    /// Records exits only where a trace was asked for: a guest that exits a hundred
+    /// thousand times is no reading matter.
+    pub fn trace_only_if_asked(&self) {
+        let options = &self.0.options;
+        self.0.quiet.store(options.traces.is_empty() && !options.steps, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.0.quiet.load(Ordering::Relaxed)
+    }
+
+    fn deadline(&self) -> Option<Duration> {
+        let milliseconds = self.0.deadline.load(Ordering::Relaxed);
+        (milliseconds != NO_DEADLINE).then(|| Duration::from_millis(milliseconds))
+    }
+
+    /// How long the guest may still run; `None` is for ever.
+    pub(crate) fn time_left(&self) -> Option<Duration> {
+        Some(self.deadline()?.saturating_sub(self.0.started.elapsed()))
     }
 
     pub(crate) fn next_vm(&self) -> u32 {
@@ -172,7 +210,7 @@ impl Run {
 
     /// Where the guest was when its time was up.
     pub(crate) fn deadline_report(&self) -> String {
-        let seconds = self.0.options.deadline.as_secs_f64();
+        let seconds = self.deadline().unwrap_or_default().as_secs_f64();
         let place = self.recorder().stuck_at().map_or(String::new(), |at| format!("; it was at {at}"));
         format!("the guest did not end within {seconds} s{place}; --deadline SECONDS gives it longer")
     }

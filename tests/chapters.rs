@@ -34,6 +34,8 @@ const CH08: &str = env!("CARGO_BIN_EXE_ch08");
 const CH09: &str = env!("CARGO_BIN_EXE_ch09");
 const CH10: &str = env!("CARGO_BIN_EXE_ch10");
 const CH11: &str = env!("CARGO_BIN_EXE_ch11");
+const CH13: &str = env!("CARGO_BIN_EXE_ch13");
+const CH16: &str = env!("CARGO_BIN_EXE_ch16");
 
 #[rustfmt::skip] // a case a line
 const CASES: &[Case] = &[
@@ -89,7 +91,7 @@ const CASES: &[Case] = &[
     case("ch11--program-pointer", CH11, &["--program", "pointer"]),
     case("ch11--program-halt", CH11, &["--program", "halt"]),
     case("ch11--program-jump", CH11, &["--program", "jump"]),
-    case("ch11--program-spin", CH11, &["--program", "spin", "--deadline", "3"]),
+    case("ch11--program-spin", CH11, &["--program", "spin", "--deadline", "5"]),
     case("ch11--cmdline-test", CH11, &["--cmdline", "test", "--program", "none"]),
     case("ch11--cmdline-panic", CH11, &["--cmdline", "panic", "--program", "none"]),
     case("ch11--cmdline-overflow", CH11, &["--cmdline", "overflow", "--program", "none"]),
@@ -97,6 +99,10 @@ const CASES: &[Case] = &[
     case("ch11--break-no-higher-half", CH11, &["--break", "no-higher-half"]),
     case("ch11--break-no-nx", CH11, &["--break", "no-nx"]),
     case("ch11--break-old-protocol", CH11, &["--break", "old-protocol"]),
+    case("ch13", CH13, &[]),
+    case("ch13--break-no-eoi", CH13, &["--break", "no-eoi", "--deadline", "3"]),
+    case("ch13--break-no-irqchip", CH13, &["--break", "no-irqchip"]),
+    case("ch13--break-no-window", CH13, &["--break", "no-window"]),
 ];
 
 /// The doctor's probe guests: what they say differs with the KVM.
@@ -121,6 +127,9 @@ const WITHOUT_A_MACHINE: &[Case] = &[
     case("ch10--unknown-program", CH10, &["--program", "doom"]),
     case("ch11--help", CH11, &["--help"]),
     case("ch11--break-list", CH11, &["--break", "list"]),
+    case("ch13--break-list", CH13, &["--break", "list"]),
+    case("ch16--help", CH16, &["--help"]),
+    case("ch16--break-list", CH16, &["--break", "list"]),
     case("ch05--listing", CH05, &["--listing"]),
     case("ch08--listing", CH08, &["--listing"]),
     case("ch10--listing", CH10, &["--listing", "--program", "count"]),
@@ -248,7 +257,9 @@ fn own_or_shared(name: &str, kind: &str) -> String {
 
 /// `--break list` and the snapshots name the same variants.
 fn every_variant_has_a_snapshot() -> Result<(), Failed> {
-    for case in WITHOUT_A_MACHINE.iter().filter(|case| case.flags == ["--break", "list"]) {
+    // A Linux that boots prints times and addresses: its variants' endings are tested in the lab.
+    let in_snapshots = |case: &&Case| case.flags == ["--break", "list"] && case.binary != CH16;
+    for case in WITHOUT_A_MACHINE.iter().filter(in_snapshots) {
         let output = run(case, &[]);
         let listed = String::from_utf8_lossy(&output.stdout).into_owned();
         for variant in listed.lines().filter_map(|line| line.split_whitespace().next()) {

@@ -14,6 +14,7 @@ pub struct Slots {
     regions: Vec<kvm_userspace_memory_region>,
     /// The logs of the hypervisor's writes to them.
     writes: Vec<Arc<Writes>>,
+    gap: Option<&'static str>,
 }
 
 impl Slots {
@@ -31,6 +32,16 @@ impl Slots {
     /// The log of the hypervisor's writes to one of the slots.
     pub fn log(&mut self, writes: Arc<Writes>) {
         self.writes.push(writes);
+    }
+
+    /// The VM has something whose doings no recording holds: why, as the end of a sentence.
+    pub fn set_gap(&mut self, gap: &'static str) {
+        self.gap = Some(gap);
+    }
+
+    /// What [`Self::set_gap`] was told.
+    pub fn gap(&self) -> Option<&'static str> {
+        self.gap
     }
 
     /// The logs of all slots.

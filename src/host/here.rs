@@ -25,7 +25,7 @@ const NEEDED: [(Cap, &str); 13] = [
     (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
 ];
 #[cfg(not(host_kvm))]
-const NEEDED: [(Cap, &str); 0] = [];
+const NEEDED: [(Cap, &str); 1] = [(Cap::Irqfd, "KVM_CAP_IRQFD")];
 
 impl Host {
     /// This machine. Runs the probe guests, each for a second at most.

@@ -3,6 +3,8 @@
 //! compiles and is unreachable, by type and not by promise.
 
 pub mod bindings;
+pub mod eventfd;
+pub mod interrupts;
 
 use std::fmt;
 
@@ -43,6 +45,8 @@ pub enum Cap {
     NrVcpus,
     MaxVcpus,
     NrMemslots,
+    TscDeadlineTimer,
+    Irqfd,
 }
 
 /// The exits that the library names; kvm-ioctls has these and more.

@@ -42,6 +42,12 @@ pub enum OpenError {
         "{device} cannot run {mode}, which this chapter needs: its probe guest ended in {ending}. `cargo vmexit lab {chapter}` runs it on a KVM that can"
     )]
     CannotRun { device: Device, mode: Probe, ending: String, chapter: &'static str },
+    /// The software machine was asked for, and lacks what this chapter needs.
+    #[error(
+        "the software machine has no interrupt controllers and cannot run this chapter: it needs KVM. \
+         `cargo vmexit lab {chapter}` brings one along"
+    )]
+    NotOnSoft { chapter: &'static str },
 }
 
 impl OpenError {
@@ -124,6 +130,21 @@ impl Kvm {
                 Err(error) => (Self::soft(), format!("soft, the software machine: {}", error.in_short())),
             },
         };
+        complain(format_args!("{}{why}", crate::transcript::BACKEND_NOTE));
+        run.recorder().release();
+        kvm.run = Some(run.clone());
+        Ok(kvm)
+    }
+
+    /// Opens the host's device, for a chapter that the software machine cannot run.
+    ///
+    /// # Errors
+    /// Every way in which there is no such machine, each as a sentence.
+    pub fn open_real(run: &Run) -> Result<Self, OpenError> {
+        if run.options().backend == Some(Backend::Soft) {
+            return Err(OpenError::NotOnSoft { chapter: run.chapter().name });
+        }
+        let (mut kvm, why) = Self::probed(run, run.chapter().needs)?;
         complain(format_args!("{}{why}", crate::transcript::BACKEND_NOTE));
         run.recorder().release();
         kvm.run = Some(run.clone());

@@ -133,7 +133,7 @@ impl Probe {
         let mut machine = self.machine(kvm)?;
         let vcpu = &mut machine.vcpu;
         // ANCHOR: expect
-        let _kick = Kick::arm(vcpu.backend.immediate_exit(), PATIENCE);
+        let _kick = Kick::arm(vcpu.backend.immediate_exit(), Some(PATIENCE));
         match vcpu.run().map_err(stuck_or_failed)? {
             VcpuExit::IoOut(PORT, _) => {}
             exit => return Err(Failure::Ending(Unexpected::from(exit).0.name().to_owned())),

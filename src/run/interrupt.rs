@@ -7,7 +7,7 @@
 //! kvm_run structure").
 
 #[cfg(host_kvm)]
-pub use host::{Kick, came, prepare};
+pub use host::{Kick, ThisThread, came, prepare};
 
 #[cfg(host_kvm)]
 mod host {
@@ -16,6 +16,8 @@ mod host {
     use std::ptr::null_mut;
     use std::sync::atomic::{AtomicBool, Ordering, fence};
     use std::time::Duration;
+
+    use crate::run::terminal;
 
     /// The exit code of a program that Ctrl-C ended.
     const INTERRUPTED: i32 = 130;
@@ -44,7 +46,7 @@ mod host {
 
     fn handle(signal: libc::c_int) {
         // SAFETY: `kick` is async-signal-safe: atomics, a const thread-local without a destructor,
-        // and _exit.
+        // tcsetattr and _exit.
         unsafe {
             let mut action: libc::sigaction = zeroed();
             action.sa_sigaction = kick as *const () as libc::sighandler_t;
@@ -57,6 +59,7 @@ mod host {
         let flag = IMMEDIATE_EXIT.get();
         if signal == libc::SIGINT && (again || flag.is_null()) {
             // No guest to bring back, or the hypervisor does not listen: end here.
+            terminal::restore();
             // SAFETY: _exit may be called from a signal handler.
             unsafe { libc::_exit(INTERRUPTED) }
         }
@@ -68,16 +71,35 @@ mod host {
         }
     }
 
+    /// A thread that runs a vCPU, as another one ends it.
+    #[derive(Clone, Copy)]
+    pub struct ThisThread(libc::pid_t);
+
+    impl ThisThread {
+        /// The thread that asks.
+        pub fn get() -> Self {
+            // SAFETY: a thread may always ask for its own number.
+            Self(unsafe { libc::gettid() })
+        }
+
+        /// Does what Ctrl-C does; nothing where the thread has ended.
+        pub fn interrupt(self) {
+            // SAFETY: tgkill looks for the thread inside this process only, and a signal touches no
+            // memory of ours but through its handler.
+            unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.0, libc::SIGINT) };
+        }
+    }
+
     /// A timer that kicks the vCPU of this thread; disarmed when dropped.
     pub struct Kick {
         timer: libc::timer_t,
     }
 
     impl Kick {
-        /// Kicks `after` that time; `immediate_exit` must stay valid until the
-        /// value is dropped, on the thread that made it. `None` when the kernel
-        /// has no timer left.
-        pub fn arm(immediate_exit: *mut u8, after: Duration) -> Option<Self> {
+        /// Kicks `after` that time, or only for Ctrl-C; `immediate_exit` must stay
+        /// valid until the value is dropped, on the thread that made it. `None` when
+        /// the kernel has no timer left.
+        pub fn arm(immediate_exit: *mut u8, after: Option<Duration>) -> Option<Self> {
             let mut timer = MaybeUninit::uninit();
             // SAFETY: `event` and `timer` are valid for the call, and the thread that the signal
             // is for is this one.
@@ -95,8 +117,8 @@ mod host {
             IMMEDIATE_EXIT.set(immediate_exit);
             // SAFETY: timer_create succeeded, so it has written the timer.
             let kick = Self { timer: unsafe { timer.assume_init() } };
-            // A time of zero would disarm the timer.
-            let after = after.max(Duration::from_nanos(1));
+            // A time of zero disarms the timer.
+            let after = after.map_or(Duration::ZERO, |after| after.max(Duration::from_nanos(1)));
             let times = libc::itimerspec { it_interval: timespec(AGAIN), it_value: timespec(after) };
             // SAFETY: the timer exists, and `times` is valid for the call.
             unsafe { libc::timer_settime(kick.timer, 0, &raw const times, null_mut()) };
@@ -133,14 +155,25 @@ mod portable {
 
     pub fn prepare() {}
 
+    #[derive(Clone, Copy)]
+    pub struct ThisThread;
+
+    impl ThisThread {
+        pub fn get() -> Self {
+            Self
+        }
+
+        pub fn interrupt(self) {}
+    }
+
     pub struct Kick;
 
     impl Kick {
-        pub fn arm(_: *mut u8, _: Duration) -> Option<Self> {
+        pub fn arm(_: *mut u8, _: Option<Duration>) -> Option<Self> {
             Some(Self)
         }
     }
 }
 
 #[cfg(not(host_kvm))]
-pub use portable::{Kick, came, prepare};
+pub use portable::{Kick, ThisThread, came, prepare};

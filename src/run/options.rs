@@ -30,7 +30,7 @@ pub enum TraceTo {
 }
 
 /// What the command line asks for.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Options {
     /// The machine that was asked for; `None` leaves the choice to [`crate::kvm::Kvm::open`].
     pub backend: Option<Backend>,
@@ -42,8 +42,8 @@ pub struct Options {
     pub variant: Option<&'static str>,
     /// The chapter's own flags, with their values, in the order in which they were given.
     pub own: Vec<(&'static str, String)>,
-    /// How long the guest may run.
-    pub deadline: Duration,
+    /// How long the guest may run; `None` leaves it to the chapter.
+    pub deadline: Option<Duration>,
     /// The listing, and no run.
     pub listing_only: bool,
 }
@@ -61,20 +61,6 @@ pub enum Command {
 
 /// The longest deadline that can be asked for: a day, in seconds.
 const LONGEST_DEADLINE: f64 = 86_400.0;
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            backend: None,
-            traces: Vec::new(),
-            steps: false,
-            variant: None,
-            own: Vec::new(),
-            deadline: Duration::from_secs(10),
-            listing_only: false,
-        }
-    }
-}
 
 impl Options {
     /// Reads a chapter's command line, without the program's name; `backend` is
@@ -99,7 +85,7 @@ impl Options {
                 Long("listing") => options.listing_only = true,
                 Long("backend") => options.backend = Some(parse_backend(&value(&mut parser)?)?),
                 Long("trace") => options.traces.push(parse_trace(&value(&mut parser)?)?),
-                Long("deadline") => options.deadline = parse_deadline(&value(&mut parser)?)?,
+                Long("deadline") => options.deadline = Some(parse_deadline(&value(&mut parser)?)?),
                 Long("break") => {
                     let name = value(&mut parser)?;
                     if name == "list" {
@@ -251,7 +237,7 @@ mod tests {
         assert_eq!(options.backend, Some(Backend::Kvm));
         assert_eq!(options.traces, [TraceTo::Json(Some("a".into())), TraceTo::Perfetto("b".into())]);
         assert!(options.steps && options.listing_only && options.text_on_stdout());
-        assert_eq!((options.variant, options.deadline), (Some("it"), Duration::from_millis(500)));
+        assert_eq!((options.variant, options.deadline), (Some("it"), Some(Duration::from_millis(500))));
         assert_eq!(parse("--steps -h"), Ok(Command::Help));
         assert_eq!(parse("--break list"), Ok(Command::ListVariants));
     }

@@ -95,7 +95,7 @@ impl Watch {
     }
 
     /// The hypervisor has set something else.
-    pub fn note(&self, input: Input) {
+    pub fn tell(&self, input: Input) {
         if self.entered {
             self.run.recorder().input(self.vcpu, input);
         } else {
@@ -107,11 +107,11 @@ impl Watch {
     fn note_unsaid(&mut self, vcpu: &mut VcpuBackend) {
         let window = vcpu.wants_interrupt_window();
         if std::mem::replace(&mut self.window, window) != window {
-            self.note(Input::InterruptWindow(window));
+            self.tell(Input::InterruptWindow(window));
         }
         let slots = self.slots.lock().expect("nobody panics while holding the slots");
         for (address, bytes) in slots.logs().iter().flat_map(|log| log.take()) {
-            self.note(Input::Memory(address, bytes));
+            self.tell(Input::Memory(address, bytes));
         }
     }
 
@@ -129,6 +129,7 @@ impl Watch {
             let completing = self.stepping && std::mem::take(&mut self.io_pending);
             vcpu.set_kvm_immediate_exit(if completing { 1 } else { self.immediate_exit });
             if self.run.stopped().is_some() {
+                self.note_place(vcpu);
                 return Err(crate::kvm::Error::new(EINTR));
             }
             let step = if self.stepping && !completing { Some(self.prepare_step(vcpu)?) } else { None };
@@ -165,6 +166,12 @@ impl Watch {
                     self.record_step(vcpu, &place, &state, (entered, left))?;
                 }
                 continue;
+            }
+            if self.run.is_quiet() {
+                if !is_io(&exit) {
+                    self.note(vcpu, &exit)?;
+                }
+                return Ok(exit);
             }
             self.record(vcpu, &exit, step.map(|step| step.place), (entered, left))?;
             return Ok(exit);
@@ -291,10 +298,13 @@ impl Watch {
             VcpuExit::IoIn(_, data) | VcpuExit::MmioRead(_, data) => Some((data.as_ptr(), data.len())),
             _ => None,
         };
-        self.io_pending = matches!(
-            exit,
-            VcpuExit::IoIn(..) | VcpuExit::IoOut(..) | VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)
-        );
+        self.io_pending = is_io(exit);
+        // To ask for the state and to look for the instruction costs as much as the exit itself, or
+        // more: a guest with thousands of them, which nobody is shown, is spared both.
+        if self.io_pending && stepped.is_none() && !self.run.recorder().shows_exits() {
+            self.run.recorder().exit(self.vcpu, owned, None, None, span);
+            return Ok(());
+        }
         // After SHUTDOWN some KVMs have reset the vCPU: what it shows is not the guest's state.
         let state = if owned == Exit::Shutdown { None } else { Some(self.state(vcpu)?) };
         let (caused, ran) = match (stepped, &state) {
@@ -309,6 +319,19 @@ impl Watch {
             self.run.recorder().step(self.vcpu, &ran, None, (span.0, span.0));
         }
         self.run.recorder().exit(self.vcpu, owned, place, state, span);
+        Ok(())
+    }
+
+    /// In a quiet run only what may be the end is looked at, and nothing written.
+    fn note(&self, vcpu: &mut VcpuBackend, exit: &VcpuExit<'_>) -> Result<()> {
+        let owned = Exit::of(exit, &vcpu.details());
+        let place = if owned == Exit::Shutdown {
+            None
+        } else {
+            let (state, out_after) = (self.state(vcpu)?, self.run.out_after());
+            Some(self.seeing(vcpu, |view| Place::of_exit(&owned, &state, out_after, view)))
+        };
+        self.run.recorder().note(self.vcpu, owned, place);
         Ok(())
     }
 
@@ -361,6 +384,13 @@ impl Watch {
         }
         bytes
     }
+}
+
+fn is_io(exit: &VcpuExit<'_>) -> bool {
+    matches!(
+        exit,
+        VcpuExit::IoIn(..) | VcpuExit::IoOut(..) | VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)
+    )
 }
 
 impl Drop for Watch {

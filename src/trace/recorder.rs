@@ -143,6 +143,11 @@ impl Recorder {
         self.exits_shown = false;
     }
 
+    /// Whether an exit is written anywhere, with its instruction.
+    pub fn shows_exits(&self) -> bool {
+        self.text && self.exits_shown || self.json.is_some() || self.timeline.is_some()
+    }
+
     /// There is a machine, or none is needed: prints what was held back.
     pub fn release(&mut self) {
         if let Some(held) = self.held.take() {
@@ -167,8 +172,11 @@ impl Recorder {
             setup,
             inputs: Vec::new(),
             exits: 0,
-            gap: (size > KEPT_MEMORY)
-                .then_some("its memory is more than the 16 MiB that are kept for a replay"),
+            gap: if size > KEPT_MEMORY {
+                Some("its memory is more than the 16 MiB that are kept for a replay")
+            } else {
+                slots.gap()
+            },
             size: 0,
         };
         self.json(&Record::Entry(EntryRecord {
@@ -216,6 +224,15 @@ impl Recorder {
         } else {
             self.write_exit(happened);
         }
+    }
+
+    /// KVM_RUN came back, in a run whose exits nobody asked to see.
+    pub fn note(&mut self, id: VcpuId, exit: Exit, place: Option<Place>) {
+        self.last_vcpu = Some(id);
+        if let Some(recording) = self.recording(id) {
+            recording.gap = Some("what the guest was told was not recorded, as its exits were not");
+        }
+        (self.last_exit, self.last_place) = (Some(exit), place);
     }
 
     /// What the host answered to the `in` or MMIO read that exited last.

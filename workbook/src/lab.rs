@@ -24,9 +24,11 @@ pub mod cache;
 pub mod modules;
 pub mod packages;
 pub mod setup;
+pub mod shell;
 pub mod program;
 pub mod initramfs;
 pub mod emulator;
+pub mod keyboard;
 pub mod pty;
 pub mod qemu;
 pub mod bochs;
@@ -94,7 +96,7 @@ pub struct Choice {
 
 impl Choice {
     /// The machines that were chosen, if any was.
-    fn chosen(&self) -> Option<Vec<Machine>> {
+    pub(crate) fn chosen(&self) -> Option<Vec<Machine>> {
         match (self.amd, self.intel, self.both) {
             (true, _, _) => Some(vec![Machine::Amd]),
             (_, true, _) => Some(vec![Machine::Intel]),

@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::mount::{MountFlags, mount};
@@ -32,7 +34,13 @@ pub fn run() -> ! {
 }
 
 fn mount_the_basics() -> Result<()> {
-    for (kind, place) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/tmp")] {
+    for (kind, place) in [
+        ("devtmpfs", "/dev"),
+        ("devpts", "/dev/pts"),
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("tmpfs", "/tmp"),
+    ] {
         fs::create_dir_all(place).with_context(|| format!("cannot make {place}"))?;
         mount(kind, place, kind, MountFlags::empty(), None)
             .with_context(|| format!("cannot mount {kind} on {place}"))?;
@@ -52,6 +60,7 @@ fn serve() -> Result<()> {
 fn carry_out(channel: &Channel) -> Result<()> {
     let text = fs::read_to_string(ORDERS_PATH).with_context(|| format!("cannot read {ORDERS_PATH}"))?;
     let orders: Orders = serde_json::from_str(&text).with_context(|| format!("{ORDERS_PATH} is no order"))?;
+    wait_for_the_tsc()?;
     for module in &orders.modules {
         load_module(module)?;
     }
@@ -73,6 +82,26 @@ fn carry_out(channel: &Channel) -> Result<()> {
         channel.report(&Report::Finished { job: number, ending })?;
     }
     channel.report(&Report::Done)
+}
+
+/// Waits until Linux knows the time stamp counter's rate: it measures it for about
+/// a second after the boot. KVM takes the rate from it once, when it is loaded, and
+/// compares it at each vCPU. Where a better value has come in between, it gives the
+/// vCPU none, and then the TSC-deadline timer of its local APIC never fires.
+fn wait_for_the_tsc() -> Result<()> {
+    const SOURCES: &str = "/sys/devices/system/clocksource/clocksource0/available_clocksource";
+    const LONGEST: Duration = Duration::from_secs(30);
+    let started = Instant::now();
+    while started.elapsed() < LONGEST {
+        let sources = fs::read_to_string(SOURCES).with_context(|| format!("cannot read {SOURCES}"))?;
+        let has = |name| sources.split_whitespace().any(|source| source == name);
+        // `tsc-early` is the counter before it was measured, `tsc` after; a machine may have neither.
+        if has("tsc") || !has("tsc-early") {
+            break;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 fn load_module(path: &str) -> Result<()> {
@@ -116,6 +145,11 @@ impl Channel {
     fn send(&self, text: &str) -> Result<()> {
         use std::io::Write;
         (&self.port).write_all(text.as_bytes()).with_context(|| format!("cannot write to {CHANNEL}"))
+    }
+
+    /// What the reader types.
+    pub fn keys(&self) -> Result<File> {
+        self.port.try_clone().with_context(|| format!("cannot read from {CHANNEL}"))
     }
 
     /// Waits until the last byte has left.

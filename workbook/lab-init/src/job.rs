@@ -32,6 +32,20 @@ pub struct Job {
     pub environment: Vec<(String, String)>,
     /// Seconds after which it is killed, by the machine's clock.
     pub limit_seconds: u64,
+    /// What it reads from its stdin.
+    pub stdin: Stdin,
+}
+
+/// A program's stdin.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stdin {
+    /// Nothing.
+    #[default]
+    Empty,
+    /// These bytes, and then its end.
+    Bytes(Bytes),
+    /// A terminal, on which the reader types: what comes in on the second serial port.
+    Keyboard,
 }
 
 /// What PID 1 tells the host.

@@ -3,6 +3,7 @@
 //! ```text
 //! host:  vmexit lab  --(initramfs: /lab/jobs.json)-->  PID 1, this package's program
 //!        vmexit lab  <--(second serial port: frames)--
+//!        vmexit lab  --(second serial port: keys, for a job that wants them)-->
 //! ```
 //!
 //! The console is on the first serial port and is for people only: nothing is
@@ -13,4 +14,4 @@ pub mod frame;
 pub mod job;
 
 pub use frame::{Decoder, FrameError};
-pub use job::{Ending, Job, Orders, Report, Stream};
+pub use job::{Ending, Job, Orders, Report, Stdin, Stream};

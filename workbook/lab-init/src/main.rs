@@ -7,6 +7,8 @@ mod init;
 mod heartbeat;
 #[cfg(target_os = "linux")]
 mod run;
+#[cfg(target_os = "linux")]
+mod terminal;
 
 #[cfg(target_os = "linux")]
 fn main() -> ! {

@@ -1,6 +1,6 @@
 //! Runs one job and sends on what it writes while it runs.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -12,9 +12,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use vmexit_lab_init::job::Bytes;
-use vmexit_lab_init::{Ending, Job, Report, Stream};
+use vmexit_lab_init::{Ending, Job, Report, Stdin, Stream};
 
 use crate::init::Channel;
+use crate::terminal::Terminal;
 
 /// How often the end of a job is looked for.
 const POLL: Duration = Duration::from_millis(2);
@@ -26,12 +27,18 @@ const GATHER: Duration = Duration::from_millis(50);
 /// Runs `job`, whose number is `number`, until it ends or its time is over.
 /// When this returns, all of its output has been sent.
 pub fn run_job(number: usize, job: &Job, channel: &Channel) -> Result<Ending> {
+    let keyboard = matches!(job.stdin, Stdin::Keyboard).then(Terminal::open).transpose()?;
+    let stdin = match (&job.stdin, &keyboard) {
+        (_, Some(terminal)) => terminal.stdin()?,
+        (Stdin::Bytes(_), None) => Stdio::piped(),
+        (Stdin::Empty | Stdin::Keyboard, None) => Stdio::null(),
+    };
     let spawned = Command::new(&job.program)
         .args(&job.arguments)
         .env_clear()
         .envs(job.environment.iter().map(|(name, value)| (name, value)))
         .current_dir("/")
-        .stdin(Stdio::null())
+        .stdin(stdin)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
@@ -42,6 +49,14 @@ pub fn run_job(number: usize, job: &Job, channel: &Channel) -> Result<Ending> {
     };
     let stdout = child.stdout.take().context("the job's stdout was piped")?;
     let stderr = child.stderr.take().context("the job's stderr was piped")?;
+    if let (Stdin::Bytes(bytes), Some(mut pipe)) = (&job.stdin, child.stdin.take()) {
+        let bytes = bytes.0.clone();
+        // A job that does not read them is no failure, and may end before they are written.
+        thread::spawn(move || pipe.write_all(&bytes));
+    }
+    if let Some(terminal) = keyboard {
+        terminal.type_what_comes(channel.keys()?);
+    }
     thread::scope(|scope| {
         let copies = [
             scope.spawn(|| send_on(number, Stream::Stdout, stdout, channel)),

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-use vmexit_lab_init::{Decoder, Ending, Job, Orders, Report, Stream};
+use vmexit_lab_init::{Decoder, Ending, Job, Orders, Report, Stdin, Stream};
 
 use super::cache::Lab;
 use super::emulator::Emulator;
 use super::initramfs::{self, Program};
+use super::keyboard::Keyboard;
 use super::pty::Pty;
 use super::{Machine, bochs, qemu};
 use crate::failure::Failure;
@@ -35,6 +36,8 @@ pub struct Files {
     pub console: PathBuf,
     /// What the second serial port says: frames.
     pub results: PathBuf,
+    /// Where the second serial port reads what the reader types, if anything does.
+    pub keyboard: Option<PathBuf>,
     /// What the emulator itself says, where it says anything.
     pub log: PathBuf,
 }
@@ -67,6 +70,12 @@ pub struct Plan<'a> {
     pub jobs: Vec<Job>,
 }
 
+impl Plan<'_> {
+    fn wants_keys(&self) -> bool {
+        self.jobs.iter().any(|job| job.stdin == Stdin::Keyboard)
+    }
+}
+
 /// Boots the machine, runs the jobs and passes every event to `watch`.
 ///
 /// # Errors
@@ -78,9 +87,14 @@ pub fn run(plan: &Plan, interrupt: &Interrupt, watch: &mut dyn FnMut(Event) -> R
         .tempdir()
         .context("cannot make a temporary folder; set TMPDIR to one that is writable")?;
     let files = prepare(plan, &temporary)?;
+    let mut keyboard = files.keyboard.as_deref().map(Keyboard::new).transpose()?;
     let mut boot = Boot::start(plan, files)?;
     while !boot.done {
         interrupt.check()?;
+        // Until there is a program to type to, Ctrl-C is the reader's way out.
+        if let (Some(_), Some(keyboard)) = (boot.running, &mut keyboard) {
+            keyboard.connect()?;
+        }
         boot.step(watch)?;
     }
     Ok(())
@@ -93,6 +107,7 @@ fn prepare(plan: &Plan, temporary: &TempDir) -> Result<Files> {
         initramfs: folder.join("initramfs"),
         console: folder.join("console"),
         results: folder.join("results"),
+        keyboard: plan.wants_keys().then(|| folder.join("keyboard")),
         log: folder.join("log"),
         folder,
     };

@@ -5,6 +5,7 @@
 //!   lab/
 //!     stamp.json            written last; names every other file and its size
 //!     vmlinuz
+//!     shell.cpio            an initramfs for chapter 16
 //!     modules/*.ko          uncompressed, unsigned
 //!     bochs/*               the ROMs and the CD's boot loader
 //!   setup-*/                a setup at work, or one that was cut short
@@ -15,6 +16,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use vmexit::boot::kept;
 
 use super::Machine;
 use crate::failure::Failure;
@@ -90,13 +92,9 @@ impl From<Unusable> for Failure {
 /// # Errors
 /// [`Failure`] when the environment names neither a cache nor a home.
 pub fn folder() -> Result<PathBuf, Failure> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let folder = variable("VMEXIT_CACHE")
-        .or_else(|| variable("XDG_CACHE_HOME").map(|cache| cache.join("vmexit")))
-        .or_else(|| variable("HOME").map(|home| home.join(".cache/vmexit")))
-        .ok_or_else(|| {
-            Failure::bad_input("there is no HOME to keep the lab in: set VMEXIT_CACHE to a folder of yours")
-        })?;
+    let folder = kept::folder().ok_or_else(|| {
+        Failure::bad_input("there is no HOME to keep the lab in: set VMEXIT_CACHE to a folder of yours")
+    })?;
     std::path::absolute(&folder).map_err(|error| {
         Failure::bad_input(format!("{} is no folder for a cache: {error}", folder.display()))
     })
@@ -154,7 +152,13 @@ impl Lab {
     /// The kernel, a bzImage.
     #[must_use]
     pub fn kernel(&self) -> PathBuf {
-        self.folder.join("vmlinuz")
+        self.folder.join(kept::KERNEL)
+    }
+
+    /// The initramfs that chapter 16 boots with it, if setup could make one.
+    #[must_use]
+    pub fn shell(&self) -> Option<PathBuf> {
+        self.stamp.files.contains_key(kept::SHELL).then(|| self.folder.join(kept::SHELL))
     }
 }
 

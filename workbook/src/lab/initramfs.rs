@@ -17,12 +17,14 @@ use cpio::NewcBuilder;
 use vmexit_lab_init::Orders;
 use vmexit_lab_init::job::ORDERS_PATH;
 
-/// A file's or folder's type and permissions, as in Linux' `stat.h`.
-const FOLDER: u32 = 0o040_755;
-const PROGRAM: u32 = 0o100_755;
+/// A folder: type and permissions, as in Linux' `stat.h`.
+pub const FOLDER: u32 = 0o040_755;
+/// A file that may be run.
+pub const PROGRAM: u32 = 0o100_755;
+/// A file that may not.
 const DATA: u32 = 0o100_644;
 
-/// A program for the machine.
+/// A program for the machine, or a file that one reads.
 #[derive(Clone, Debug)]
 pub struct Program {
     /// Its path inside the machine.
@@ -44,7 +46,19 @@ pub fn write(
     orders: &Orders,
 ) -> Result<()> {
     let mut entries = Vec::new();
-    for folder in ["bin", "dev", "lab", "lab/modules", "proc", "root", "sys", "tmp"] {
+    for folder in [
+        "bin",
+        "dev",
+        "lab",
+        "lab/files",
+        "lab/kept",
+        "lab/kept/lab",
+        "lab/modules",
+        "proc",
+        "root",
+        "sys",
+        "tmp",
+    ] {
         entries.push((folder.to_owned(), FOLDER, Vec::new()));
     }
     entries.push(("init".to_owned(), PROGRAM, read(init)?));

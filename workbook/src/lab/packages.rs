@@ -21,6 +21,9 @@ pub struct Package {
 /// machines: Debian's, then Ubuntu's.
 const KERNELS: [&str; 2] = ["linux-image-cloud-amd64", "linux-image-virtual"];
 
+/// The package with the programs of chapter 16's shell, in Debian and in Ubuntu.
+pub const BUSYBOX: &str = "busybox-static";
+
 /// Whether this system has apt at all.
 #[must_use]
 pub fn available() -> bool {

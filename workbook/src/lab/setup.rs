@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use tempfile::TempDir;
+use vmexit::boot::kept;
 
 use super::cache::{self, Lab, Stamp};
 use super::packages::{self, Package};
-use super::{Choice, Machine, bochs, modules, qemu, single};
+use super::{Choice, Machine, bochs, modules, program, qemu, shell, single};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 
@@ -46,12 +47,20 @@ pub struct SetupArguments {
     /// A Bochs of yours
     #[arg(long, value_name = "PATH")]
     bochs: Option<PathBuf>,
+
+    /// A static busybox of yours, for chapter 16's shell
+    #[arg(long, value_name = "PATH")]
+    busybox: Option<PathBuf>,
 }
 
 impl SetupArguments {
     /// Whether the reader names something to make the lab of.
     fn names_anything(&self) -> bool {
-        self.kernel.is_some() || self.modules.is_some() || self.qemu.is_some() || self.bochs.is_some()
+        self.kernel.is_some()
+            || self.modules.is_some()
+            || self.qemu.is_some()
+            || self.bochs.is_some()
+            || self.busybox.is_some()
     }
 }
 
@@ -63,7 +72,11 @@ pub fn run(arguments: &SetupArguments, interrupt: &Interrupt) -> Result<u8> {
     let machines = arguments.machines.chosen().unwrap_or_else(|| Machine::ALL.to_vec());
     let folder = cache::folder()?;
     match Lab::open(&folder) {
-        Ok(lab) if !arguments.names_anything() && single::check_emulators(&lab, &machines).is_ok() => {
+        Ok(lab)
+            if !arguments.names_anything()
+                && lab.shell().is_some()
+                && single::check_emulators(&lab, &machines).is_ok() =>
+        {
             println!("The lab in {} is ready already; delete that folder to begin again.", folder.display());
             return Ok(0);
         }
@@ -135,7 +148,10 @@ impl Source {
                  with --kernel BZIMAGE --modules DIR"
             ));
         }
-        let names = packages::kernel_packages()?;
+        let mut names = packages::kernel_packages()?;
+        if arguments.busybox.is_none() {
+            names.push(packages::BUSYBOX.to_owned());
+        }
         let sizes = packages::downloads(&names)?;
         Ok(Self::Packages(names, sizes))
     }
@@ -253,11 +269,18 @@ fn prepare(
     for folder in ["modules", "bochs"] {
         fs::create_dir_all(lab.join(folder)).with_context(|| space(work.path()))?;
     }
-    let (kernel, tree) = match source {
-        Source::Own { kernel, modules } => (kernel.clone(), modules.clone()),
+    let (kernel, tree, busybox) = match source {
+        Source::Own { kernel, modules } => (kernel.clone(), modules.clone(), None),
         Source::Packages(names, files) => unpacked(names, files, work.path())?,
     };
-    copy(&kernel, &lab.join("vmlinuz"))?;
+    copy(&kernel, &lab.join(kept::KERNEL))?;
+    match arguments.busybox.clone().or(busybox) {
+        Some(busybox) => {
+            program::check_static(&busybox)?;
+            shell::write(&busybox, &lab.join(kept::SHELL))?;
+        }
+        None => println!("Without --busybox there is no shell for chapter 16."),
+    }
     let mut stamp = Stamp {
         kernel: kernel.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         qemu: arguments.qemu.as_deref().map(std::path::absolute).transpose()?,
@@ -276,9 +299,9 @@ fn prepare(
     Ok(stamp)
 }
 
-/// Downloads and unpacks the kernel's packages; returns the bzImage and the
-/// folder with the modules.
-fn unpacked(names: &[String], files: &[Package], work: &Path) -> Result<(PathBuf, PathBuf)> {
+/// Downloads and unpacks the packages; returns the bzImage, the folder with the
+/// modules, and busybox.
+fn unpacked(names: &[String], files: &[Package], work: &Path) -> Result<(PathBuf, PathBuf, Option<PathBuf>)> {
     let root = work.join("unpacked");
     for package in packages::download(names, files, work)? {
         packages::unpack(&package, &root)?;
@@ -292,7 +315,8 @@ fn unpacked(names: &[String], files: &[Package], work: &Path) -> Result<(PathBuf
     let modules = [root.join("lib/modules"), root.join("usr/lib/modules")];
     let modules =
         modules.into_iter().find(|folder| folder.is_dir()).context("the packages have no modules")?;
-    Ok((kernel, modules))
+    let busybox = [root.join("bin/busybox"), root.join("usr/bin/busybox")];
+    Ok((kernel, modules, busybox.into_iter().find(|file| file.is_file())))
 }
 
 fn modules_of(machines: &[Machine], tree: &Path, lab: &Path) -> Result<BTreeMap<String, Vec<String>>> {

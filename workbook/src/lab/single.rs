@@ -2,12 +2,14 @@
 //! code is the tool's.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use vmexit::boot::kept;
 use vmexit::status::Status;
-use vmexit_lab_init::{Ending, Job, Stream};
+use vmexit_lab_init::job::Bytes;
+use vmexit_lab_init::{Ending, Job, Stdin, Stream};
 
 use super::boot::{self, Event, Plan};
 use super::cache::{self, Lab};
@@ -33,7 +35,15 @@ pub fn run(session: &Session, command: &[String]) -> Result<u8> {
     check_emulators(&lab, &session.machines)?;
     let (init, file) = executable(session, name)?;
     let inside = format!("/bin/{}", file.file_name().unwrap_or_default().to_string_lossy());
-    let job = job(&inside, arguments, session.limit_seconds);
+    let (arguments, mut files) = with_files(arguments);
+    let mut job = job(&inside, &arguments, session.limit_seconds);
+    files.push(Program { inside: inside.clone(), file: file.clone() });
+    if name == BOOTS_LINUX {
+        files.extend(kept(&lab));
+        job.environment.push(("VMEXIT_CACHE".to_owned(), KEPT.to_owned()));
+        job.limit_seconds = job.limit_seconds.max(LINUX_LIMIT);
+        job.stdin = stdin(&session.machines)?;
+    }
     let mut code = 0;
     for &machine in &session.machines {
         if session.machines.len() > 1 {
@@ -42,15 +52,71 @@ pub fn run(session: &Session, command: &[String]) -> Result<u8> {
         let plan = Plan {
             lab: &lab,
             machine,
-            nested_paging: session.nested_paging,
+            // A kernel's own page tables are slow to shadow, and it leaves long mode never.
+            nested_paging: session.nested_paging || name == BOOTS_LINUX,
             init: init.clone(),
-            programs: vec![Program { inside: inside.clone(), file: file.clone() }],
+            programs: files.clone(),
             jobs: vec![job.clone()],
         };
         let ended = run_on(&plan, session)?;
         code = if code == 0 { ended } else { code };
     }
     Ok(code)
+}
+
+/// The chapter that boots what setup has put aside.
+const BOOTS_LINUX: &str = "ch16";
+/// Seconds that it has at least: a day, for there may be somebody at its shell.
+const LINUX_LIMIT: u64 = 86_400;
+/// Where that is inside a machine: the cache's folder, as the program sees it.
+pub const KEPT: &str = "/lab/kept";
+/// Where the files are that a program is given.
+const FILES: &str = "/lab/files";
+
+/// The kernel and the shell that chapter 16 boots, for a machine.
+#[must_use]
+pub fn kept(lab: &Lab) -> Vec<Program> {
+    let mut files = vec![(kept::KERNEL, lab.kernel())];
+    files.extend(lab.shell().map(|shell| (kept::SHELL, shell)));
+    files.into_iter().map(|(name, file)| Program { inside: format!("{KEPT}/lab/{name}"), file }).collect()
+}
+
+/// What chapter 16 reads: a terminal's keys as they are typed, else all of stdin.
+fn stdin(machines: &[Machine]) -> Result<Stdin> {
+    let mut stdin = io::stdin();
+    if stdin.is_terminal() {
+        if machines != [Machine::Amd] {
+            bail!(Failure::bad_input(
+                "only the AMD machine has a keyboard: give the Intel one its lines on stdin, as in \
+                 `echo uname -a | cargo vmexit lab --intel ch16`"
+            ));
+        }
+        return Ok(Stdin::Keyboard);
+    }
+    let mut bytes = Vec::new();
+    stdin.read_to_end(&mut bytes).context("cannot read stdin")?;
+    Ok(Stdin::Bytes(Bytes(bytes)))
+}
+
+/// Arguments that name a file of this host by a path with a slash in it name a
+/// copy inside; returns those copies too.
+fn with_files(arguments: &[String]) -> (Vec<String>, Vec<Program>) {
+    let mut files = Vec::new();
+    let arguments = arguments.iter().map(|argument| {
+        let (flag, path) = match argument.split_once('=') {
+            Some((flag, path)) if flag.starts_with("--") => (format!("{flag}="), path),
+            _ => (String::new(), argument.as_str()),
+        };
+        let file = Path::new(path);
+        if !path.contains('/') || !file.is_file() {
+            return argument.clone();
+        }
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let inside = format!("{FILES}/{}-{name}", files.len());
+        files.push(Program { inside: inside.clone(), file: file.to_path_buf() });
+        format!("{flag}{inside}")
+    });
+    (arguments.collect(), files)
 }
 
 /// A job as every program in the lab gets it.
@@ -62,6 +128,7 @@ pub fn job(inside: &str, arguments: &[String], limit_seconds: u64) -> Job {
         arguments: arguments.to_vec(),
         environment: environment.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
         limit_seconds,
+        stdin: Stdin::Empty,
     }
 }
 
