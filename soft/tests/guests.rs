@@ -251,7 +251,11 @@ fn an_instruction_in_two_pages_needs_both() {
         "a #PF without a gate, and a #DF without one"
     );
     let first = guest.vcpu.failed_deliveries()[0];
-    assert_eq!((first.error_code, first.met_code, first.cr2), (Some(0), Some(14 << 3 | 3), 0x2000));
+    assert_eq!(
+        (first.error_code, first.met_code, first.cr2),
+        (Some(1 << 4), Some(14 << 3 | 3), 0x2000),
+        "a fetch"
+    );
 }
 
 #[test]
