@@ -7,13 +7,13 @@
 //! twice, at its own addresses and at [`info::KERNEL_BASE`]; RDI is the address of
 //! [`info::BootInfo`]. No other register means anything, and there is no stack.
 
+pub mod acpi;
 mod backtrace;
 mod executable;
 pub mod info;
-mod load;
-pub mod linux;
-pub mod acpi;
 pub mod kept;
+pub mod linux;
+mod load;
 
 pub use backtrace::backtrace;
 pub use executable::{Executable, FileError, Loadable};

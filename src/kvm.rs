@@ -34,7 +34,9 @@ pub use absent::bindings::{
 #[cfg(not(host_kvm))]
 pub use absent::{CpuId, Msrs};
 pub use host::{Cap, Error, VcpuExit};
-pub use irqchip::{EventFd, IoEventAddress, KVM_PIT_SPEAKER_DUMMY, kvm_lapic_state, kvm_pit_config};
+pub use irqchip::{
+    EventFd, IoEventAddress, KVM_PIT_SPEAKER_DUMMY, NoDatamatch, kvm_lapic_state, kvm_pit_config,
+};
 #[cfg(host_kvm)]
 pub use kvm_bindings::{
     CpuId, Msrs, kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_debugregs, kvm_dtable, kvm_fpu, kvm_guest_debug,

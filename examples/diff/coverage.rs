@@ -42,7 +42,7 @@ impl Coverage {
                 Some(reason) => reason,
                 None if self.compared.contains_key(&mnemonic) => continue,
                 None if settings.len() < SETTINGS.len() => "not in these settings",
-                None => "by chance: it needs a longer run",
+                None => "not generated yet, or chance did not make it",
             };
             println!("| {} | {reason} |", name_of(mnemonic));
         }

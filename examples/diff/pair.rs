@@ -140,7 +140,12 @@ impl<'a> Pair<'a> {
                     self.msrs_changed = true;
                     return Ok(());
                 }
-                (_, _) if crate::undefined::is_approximate(step) => return Ok(()),
+                (_, _)
+                    if crate::undefined::is_approximate(step)
+                        || crate::registers::ends_sequence(&step.instruction) =>
+                {
+                    return Ok(());
+                }
                 (_, Some((left, sregs))) => {
                     regs = left;
                     fresh = !self.carries_over(&sregs, step);
@@ -246,6 +251,7 @@ impl<'a> Pair<'a> {
         for (subject, buffer) in [&self.left, &self.right].into_iter().zip(&mut self.buffers) {
             subject.restore(&image, &tables, buffer)?;
         }
+        self.right.reset_x87()?;
         let sregs = self.setting.in_ring_0().sregs(&self.right.reset);
         self.run_both(CODE, &sregs)?;
         self.msrs_changed = false;

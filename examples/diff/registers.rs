@@ -18,9 +18,15 @@ const VALUES: [(u32, u64); 8] = [
     (0x176,       LANDING + 0x300),       // SYSENTER_EIP
 ];
 
+/// FXRSTOR brings x87 registers that the software machine lacks: nothing goes on from there.
+pub fn ends_sequence(instruction: &Instruction) -> bool {
+    matches!(instruction.mnemonic(), Mnemonic::Fxrstor | Mnemonic::Fxrstor64)
+}
+
 /// Whether an instruction changes what [`program`] sets.
 pub fn changes(instruction: &Instruction) -> bool {
     matches!(instruction.mnemonic(), Mnemonic::Wrmsr | Mnemonic::Swapgs | Mnemonic::Int1)
+        || ends_sequence(instruction)
         || instruction.op0_register().is_dr()
 }
 

@@ -144,6 +144,19 @@ impl Subject {
         Ok(Outcome { answers, end, regs, sregs })
     }
 
+    /// The x87 registers as FNINIT leaves them: FXRSTOR may have brought errors that a later FWAIT would raise,
+    /// and the software machine has none.
+    pub fn reset_x87(&self) -> Result<()> {
+        match &self.vcpu {
+            Vcpu::Soft(..) => Ok(()),
+            #[cfg(host_kvm)]
+            Vcpu::Kvm(vcpu) => {
+                let fpu = kvm_bindings::kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
+                vcpu.set_fpu(&fpu).context("KVM_SET_FPU")
+            }
+        }
+    }
+
     /// Lets go of an exception that was on its way to the guest.
     pub fn forget_events(&self) -> Result<()> {
         match &self.vcpu {

@@ -44,6 +44,12 @@ impl Machine {
         self.chipset.set(Arc::default()).map_err(|_| Errno::EEXIST)
     }
 
+    /// Whether it has interrupt controllers.
+    #[must_use]
+    pub fn has_irq_chip(&self) -> bool {
+        self.chipset.get().is_some()
+    }
+
     /// Adds the interval timer: `KVM_CREATE_PIT2`.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! compiles and is unreachable, by type and not by promise.
 
 pub mod bindings;
+pub mod eventfd;
 pub mod interrupts;
 
 use std::fmt;

@@ -2,23 +2,24 @@
 //! a trip through user space. Chapter 13.
 
 #[cfg(not(host_kvm))]
-pub use super::absent::interrupts::{EventFd, IoEventAddress, kvm_lapic_state, kvm_pit_config};
+pub use super::absent::eventfd::EventFd;
+#[cfg(not(host_kvm))]
+pub use super::absent::interrupts::{IoEventAddress, NoDatamatch, kvm_lapic_state, kvm_pit_config};
 #[cfg(host_kvm)]
 pub use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_lapic_state, kvm_pit_config};
 #[cfg(host_kvm)]
-pub use kvm_ioctls::IoEventAddress;
+pub use kvm_ioctls::{IoEventAddress, NoDatamatch};
 #[cfg(host_kvm)]
 pub use vmm_sys_util::eventfd::EventFd;
 
-use super::{Error, Result, VcpuBackend, VcpuFd, VmBackend, VmFd};
+use std::any::TypeId;
+
+use super::{Result, VcpuBackend, VcpuFd, VmBackend, VmFd};
 
 /// `kvm_pit_config.flags`: KVM answers port 0x61 too, whose bits gate the timer's
 /// third channel and show its output. `include/uapi/linux/kvm.h`.
 #[cfg(not(host_kvm))]
 pub const KVM_PIT_SPEAKER_DUMMY: u32 = 1;
-
-/// The software machine has no irqfd.
-const ENOTTY: i32 = 25;
 
 impl VmFd {
     /// Creates the pair of 8259s, the I/O APIC and, with each vCPU from now on, a
@@ -62,7 +63,27 @@ impl VmFd {
     pub fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()> {
         match &self.backend {
             VmBackend::Host(vm) => vm.register_irqfd(event, gsi),
-            VmBackend::Soft(_) => Err(Error::new(ENOTTY)),
+            VmBackend::Soft(vm) => vm.register_irqfd(event, gsi),
+        }
+    }
+
+    /// Makes a write of the guest to a port or an address add 1 to `event`, instead
+    /// of an exit: a write of `datamatch`, or with [`NoDatamatch`] of anything.
+    ///
+    /// # Errors
+    /// The errno of `KVM_IOEVENTFD`.
+    pub fn register_ioevent<T: Into<u64> + 'static>(
+        &self,
+        event: &EventFd,
+        address: &IoEventAddress,
+        datamatch: T,
+    ) -> Result<()> {
+        match &self.backend {
+            VmBackend::Host(vm) => vm.register_ioevent(event, address, datamatch),
+            VmBackend::Soft(vm) => {
+                let anything = TypeId::of::<T>() == TypeId::of::<NoDatamatch>();
+                vm.register_ioevent(event, address, (!anything).then(|| datamatch.into()))
+            }
         }
     }
 }

@@ -2,15 +2,20 @@
 //! and exits turned into KVM's.
 
 use std::cell::{RefCell, UnsafeCell};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
 
 use vmexit_soft as soft;
 
+mod events;
+
+use events::Events;
+
 use super::{
-    API_VERSION, Cap, CpuId, Details, Error, Msrs, Result, VcpuExit, kvm_cpuid_entry2, kvm_debug_exit_arch,
-    kvm_debugregs, kvm_dtable, kvm_fpu, kvm_guest_debug, kvm_lapic_state, kvm_regs, kvm_run, kvm_segment,
-    kvm_sregs, kvm_translation, kvm_userspace_memory_region, kvm_vcpu_events,
+    API_VERSION, Cap, CpuId, Details, Error, EventFd, IoEventAddress, Msrs, Result, VcpuExit,
+    kvm_cpuid_entry2, kvm_debug_exit_arch, kvm_debugregs, kvm_dtable, kvm_fpu, kvm_guest_debug,
+    kvm_lapic_state, kvm_regs, kvm_run, kvm_segment, kvm_sregs, kvm_translation, kvm_userspace_memory_region,
+    kvm_vcpu_events,
 };
 
 /// `include/uapi/linux/kvm.h`.
@@ -66,13 +71,14 @@ impl Kvm {
     }
 
     pub fn create_vm(&self) -> Result<VmFd> {
-        Ok(VmFd { machine: soft::Machine::new(), vcpus: Mutex::new(Vec::new()) })
+        Ok(VmFd { machine: Arc::default(), events: Arc::default(), vcpus: Mutex::new(Vec::new()) })
     }
 }
 
 /// A virtual machine.
 pub struct VmFd {
-    machine: soft::Machine,
+    machine: Arc<soft::Machine>,
+    events: Arc<Events>,
     /// The numbers that are taken.
     vcpus: Mutex<Vec<u64>>,
 }
@@ -131,6 +137,26 @@ impl VmFd {
         self.machine.set_irq_line(irq, active).map_err(errno)
     }
 
+    pub fn register_irqfd(&self, event: &EventFd, line: u32) -> Result<()> {
+        if !self.machine.has_irq_chip() {
+            return Err(errno(soft::Errno::EINVAL));
+        }
+        self.events
+            .add_line(event, line)
+            .map_err(|error| Error::new(error.raw_os_error().unwrap_or(soft::Errno::EINVAL.0)))
+    }
+
+    pub fn register_ioevent(
+        &self,
+        event: &EventFd,
+        address: &IoEventAddress,
+        value: Option<u64>,
+    ) -> Result<()> {
+        self.events
+            .add_bell(event, address, value)
+            .map_err(|error| Error::new(error.raw_os_error().unwrap_or(soft::Errno::EINVAL.0)))
+    }
+
     pub fn create_vcpu(&self, id: u64) -> Result<VcpuFd> {
         let mut taken = self.taken();
         if id >= VCPUS {
@@ -144,6 +170,8 @@ impl VmFd {
             vcpu: RefCell::new(self.machine.create_vcpu(id as u8)),
             run: Box::default(),
             exit: soft::Exit::Budget,
+            machine: Arc::clone(&self.machine),
+            events: Arc::clone(&self.events),
         })
     }
 
@@ -160,6 +188,8 @@ pub struct VcpuFd {
     run: Box<UnsafeCell<kvm_run>>,
     /// The last one.
     exit: soft::Exit,
+    machine: Arc<soft::Machine>,
+    events: Arc<Events>,
 }
 
 impl VcpuFd {
@@ -326,12 +356,18 @@ impl VcpuFd {
     /// A run that has used up its instructions ends as one that a signal ended: whoever keeps the time
     /// looks at the clock, and runs again.
     pub fn run(&mut self) -> Result<VcpuExit<'_>> {
-        // SAFETY: as in `set_kvm_immediate_exit`.
-        let immediate_exit =
-            unsafe { AtomicU8::from_ptr(self.immediate_exit()) }.load(Ordering::Relaxed) != 0;
+        let immediate_exit = self.immediate_exit();
         let (vcpu, run) = (self.vcpu.get_mut(), self.run.get_mut());
         vcpu.want_interrupt_window(run.request_interrupt_window != 0);
-        let exit = vcpu.run(immediate_exit);
+        let exit = loop {
+            self.events.raise_lines(&self.machine);
+            // SAFETY: as in `set_kvm_immediate_exit`.
+            let immediate_exit = unsafe { AtomicU8::from_ptr(immediate_exit) }.load(Ordering::Relaxed) != 0;
+            match vcpu.run(immediate_exit) {
+                Ok(exit) if self.events.ring(exit, exit_data(exit, vcpu)) => {}
+                exit => break exit,
+            }
+        };
         run.if_flag = vcpu.if_flag().into();
         run.ready_for_interrupt_injection = vcpu.ready_for_interrupt_injection().into();
         let sregs = vcpu.sregs();
@@ -362,8 +398,7 @@ impl VcpuFd {
             }
             soft::Exit::Idle => {
                 // Whoever raises a line has a clock of his own; one that never comes must not cost a core.
-                #[cfg(not(target_family = "wasm"))]
-                std::thread::sleep(std::time::Duration::from_millis(1));
+                self.events.wait();
                 return Err(errno(soft::Errno::EINTR));
             }
             soft::Exit::Budget => return Err(errno(soft::Errno::EINTR)),
@@ -382,6 +417,15 @@ impl VcpuFd {
             }
             _ => Details::default(),
         }
+    }
+}
+
+/// What a write of the guest carries.
+fn exit_data(exit: soft::Exit, vcpu: &soft::Vcpu) -> &[u8] {
+    match exit {
+        soft::Exit::IoOut { size, count, .. } => vcpu.data(usize::from(size) * count as usize),
+        soft::Exit::MmioWrite { size, .. } => vcpu.data(usize::from(size)),
+        _ => &[],
     }
 }
 
