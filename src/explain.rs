@@ -14,7 +14,7 @@ mod still; // The guest where it died.
 mod transfer;
 mod triple_fault; // All of it together.
 
-pub use entry::{Finding, entry_findings};
+pub use entry::{EntryState, Finding, Rule, Verdict, check, entry_findings, rules};
 pub(crate) use triple_fault::post_mortem;
 
 use crate::kvm;
