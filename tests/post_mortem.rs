@@ -90,6 +90,41 @@ fn a_replay_is_told_what_the_guest_was_told_and_dies_of_the_same() {
     );
 }
 
+/// 32-bit code of ring 0 without a GDT or an IDT, and the sentence that must say why its last
+/// instruction raised an exception.
+#[rustfmt::skip] // a case a line
+const DEATHS: &[(&[u8], &str)] = &[
+    (&[0x0f, 0x0b], "ud2 raises #UD"),
+    (&[0x0f, 0x57, 0xc0], "CR4.OSFXSR is 0, and without it there is no SSE"),
+    (&[0xcd, 0x80], "vector 128's gate, bytes 0x400 to 0x407 of the IDT, lies past IDTR's limit of 0x0"),
+    (&[0xea, 0x00, 0x20, 0x00, 0x00, 0x08, 0x00], "selector 0x8 leads to a descriptor of no code segment: reserved"),
+    (&[0xb8, 0x10, 0x00, 0x00, 0x00, 0x8e, 0xd8], "selector 0x10 leads to nothing that can be read: reserved"),
+    (&[0xb8, 0x10, 0x00, 0x00, 0x00, 0x8e, 0xd0], "selector 0x10 leads to no writable data segment: reserved"),
+    (&[0x31, 0xc0, 0x8e, 0xd0], "selector 0x0 is null, and ring 0 needs a stack segment"),
+    (&[0xb8, 0x18, 0x00, 0x00, 0x00, 0x0f, 0x00, 0xd8], "selector 0x18 leads to no available TSS: reserved"),
+    (&[0x0f, 0x00, 0xd0, 0xb8, 0x1c, 0x00, 0x00, 0x00, 0x0f, 0x00, 0xd0], "selector 0x1c is of the LDT"),
+    (&[0xb8, 0x00, 0x00, 0x00, 0x80, 0x0f, 0x22, 0xc0], "CR0 = 0x80000000 has PG without PE"),
+    (&[0xb8, 0x00, 0x80, 0x00, 0x00, 0x0f, 0x22, 0xe0], "CR4 = 0x8000 sets a bit that this CPU does not have"),
+    (&[0xb9, 0x80, 0x00, 0x00, 0xc0, 0xb8, 0x02, 0x00, 0x00, 0x00, 0x31, 0xd2, 0x0f, 0x30], "MSR 0xc0000080 does not exist, or does not take 0x2"),
+    (&[0xcf], "selector 0x0 is null, and code needs a segment"),
+];
+
+#[test]
+fn the_planted_rule_is_the_one_that_is_named() {
+    for (code, sentence) in DEATHS {
+        let run = run();
+        let kvm = Kvm::open(&run).expect("the software machine");
+        let memory = Memory::new(0x4000).expect("four pages");
+        memory.write(0x1000, code).expect("inside");
+        let mut machine = Machine::new(&kvm, memory).expect("a machine");
+        enter(&machine.vcpu);
+        assert!(matches!(machine.vcpu.run(), Ok(VcpuExit::Shutdown)), "{sentence}");
+        let told = run.post_mortem();
+        let why = told.get(3).map_or("", |line| line.trim());
+        assert!(why.starts_with(sentence), "{sentence}: {told:#?}");
+    }
+}
+
 #[test]
 fn a_run_whose_host_wrote_behind_the_recordings_back_ends_otherwise_and_says_so() {
     let run = run();
