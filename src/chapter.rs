@@ -127,6 +127,9 @@ fn report(run: &Run, error: &anyhow::Error) -> Status {
         {
             complain(format_args!("  where: {place}"));
         }
+        if unexpected.0 == Exit::Shutdown {
+            run.post_mortem().iter().for_each(|line| complain(format_args!("  {line}")));
+        }
         explain_variant(run);
         return if unexpected.is_the_end() || run.options().variant.is_some() {
             Status::GuestFailed

@@ -3,6 +3,7 @@
 
 mod bus;
 pub mod keyboard;
+pub mod pc;
 pub mod power;
 pub mod rtc;
 pub mod serial;

@@ -1,11 +1,21 @@
 //! Why it failed, in words. Chapter 02 on.
 //!
 //! [`entry_findings`] goes through the guest-state rules that Intel's CPUs check
-//! at VM entry; [`way_out`] says what to try after an ioctl failed.
+//! at VM entry; [`way_out`] says what to try after an ioctl failed; `triple_fault`
+//! tells why a guest died, from the instruction to the double fault.
 
+mod control; // Why a control register refused a value,
+mod delivery; // an exception found no way to its handler,
 mod entry;
+mod instruction; // and an instruction raised what it raised.
+mod replay; // The run once more.
+mod selector; // Descriptors in words.
+mod still; // The guest where it died.
+mod transfer;
+mod triple_fault; // All of it together.
 
 pub use entry::{Finding, entry_findings};
+pub(crate) use triple_fault::post_mortem;
 
 use crate::kvm;
 

@@ -4,10 +4,12 @@
 mod image;
 mod memory;
 mod slots;
+mod writes;
 
 pub use image::{Image, ImageError, Segment, Symbol};
 pub use memory::{Memory, MemoryError};
 pub(crate) use slots::Slots;
+pub(crate) use writes::Writes;
 
 /// The bytes of a program for ring 3, an ELF file that `build.rs` made from
 /// `user/NAME.s` in a chapter's folder: `vmexit::program!("hello")`. What such a

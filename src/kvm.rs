@@ -45,11 +45,13 @@ pub use kvm_bindings::{
 };
 pub use open::{Device, OpenError};
 pub use probe::{Failure as ProbeFailure, Probe, Probed};
+pub(crate) use vmexit_soft::FailedDelivery;
 
 use std::sync::{Arc, Mutex};
 
-use crate::guest::Slots;
+use crate::guest::{Memory, Slots};
 use crate::run::{Run, Watch};
+use crate::trace::Input;
 
 /// What every method returns, as in kvm-ioctls: the errno of the ioctl that failed.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -198,6 +200,14 @@ impl VmFd {
         Ok(())
     }
 
+    /// Lets the recording of a watched VM hold what the hypervisor writes to this memory, one of its
+    /// slots, while the guest runs: without that the run cannot be replayed.
+    pub(crate) fn record_writes(&self, memory: &Memory) {
+        if let Some(watched) = &self.watched {
+            watched.slots.lock().expect("nobody panics while holding the slots").log(memory.writes());
+        }
+    }
+
     /// Which pages of a slot the guest has written since the last call: a bit for each page, the first in
     /// the lowest bit of the first word. The slot has `KVM_MEM_LOG_DIRTY_PAGES` among its flags, and
     /// `memory_size` bytes.
@@ -314,9 +324,11 @@ impl VcpuFd {
     /// `EINVAL` once the vCPU has run.
     pub fn set_cpuid2(&self, cpuid: &CpuId) -> Result<()> {
         match &self.backend {
-            VcpuBackend::Host(vcpu) => vcpu.set_cpuid2(cpuid),
-            VcpuBackend::Soft(vcpu) => vcpu.set_cpuid2(cpuid),
+            VcpuBackend::Host(vcpu) => vcpu.set_cpuid2(cpuid)?,
+            VcpuBackend::Soft(vcpu) => vcpu.set_cpuid2(cpuid)?,
         }
+        self.tell(|| Input::Cpuid(cpuid.as_slice().to_vec()));
+        Ok(())
     }
 
     /// The x87 FPU's and SSE's registers; MXCSR is not among them, because KVM leaves it out.
@@ -337,9 +349,11 @@ impl VcpuFd {
     /// it has none.
     pub fn set_fpu(&self, fpu: &kvm_fpu) -> Result<()> {
         match &self.backend {
-            VcpuBackend::Host(vcpu) => vcpu.set_fpu(fpu),
-            VcpuBackend::Soft(vcpu) => vcpu.set_fpu(fpu),
+            VcpuBackend::Host(vcpu) => vcpu.set_fpu(fpu)?,
+            VcpuBackend::Soft(vcpu) => vcpu.set_fpu(fpu)?,
         }
+        self.tell(|| Input::Fpu(Box::new(*fpu)));
+        Ok(())
     }
 
     /// Reads the model-specific registers that `msrs` names into it; returns how many it read before one
@@ -357,10 +371,15 @@ impl VcpuFd {
     /// # Errors
     /// The errno of `KVM_SET_MSRS`.
     pub fn set_msrs(&self, msrs: &Msrs) -> Result<usize> {
-        match &self.backend {
-            VcpuBackend::Host(vcpu) => vcpu.set_msrs(msrs),
-            VcpuBackend::Soft(vcpu) => vcpu.set_msrs(msrs),
-        }
+        let set = match &self.backend {
+            VcpuBackend::Host(vcpu) => vcpu.set_msrs(msrs)?,
+            VcpuBackend::Soft(vcpu) => vcpu.set_msrs(msrs)?,
+        };
+        self.tell(|| {
+            let taken = msrs.as_slice().iter().take(set);
+            Input::Msrs(taken.map(|entry| (entry.index, entry.data)).collect())
+        });
+        Ok(set)
     }
 
     /// The exceptions and interrupts that the next entry delivers, and what holds them back.
@@ -382,9 +401,11 @@ impl VcpuFd {
     /// `EINVAL` for a flag that KVM does not know, or an exception that is none.
     pub fn set_vcpu_events(&self, vcpu_events: &kvm_vcpu_events) -> Result<()> {
         match &self.backend {
-            VcpuBackend::Host(vcpu) => vcpu.set_vcpu_events(vcpu_events),
-            VcpuBackend::Soft(vcpu) => vcpu.set_vcpu_events(vcpu_events),
+            VcpuBackend::Host(vcpu) => vcpu.set_vcpu_events(vcpu_events)?,
+            VcpuBackend::Soft(vcpu) => vcpu.set_vcpu_events(vcpu_events)?,
         }
+        self.tell(|| Input::Events(Box::new(*vcpu_events)));
+        Ok(())
     }
 
     /// Queues a non-maskable interrupt.
@@ -393,9 +414,11 @@ impl VcpuFd {
     /// The errno of `KVM_NMI`.
     pub fn nmi(&self) -> Result<()> {
         match &self.backend {
-            VcpuBackend::Host(vcpu) => vcpu.nmi(),
-            VcpuBackend::Soft(vcpu) => vcpu.nmi(),
+            VcpuBackend::Host(vcpu) => vcpu.nmi()?,
+            VcpuBackend::Soft(vcpu) => vcpu.nmi()?,
         }
+        self.tell(|| Input::Nmi);
+        Ok(())
     }
 
     /// The page that KVM shares with the vCPU's owner: what the last exit said, and what the next entry
@@ -412,7 +435,9 @@ impl VcpuFd {
     /// # Errors
     /// The errno of `KVM_SET_GUEST_DEBUG`.
     pub fn set_guest_debug(&self, debug: &kvm_guest_debug) -> Result<()> {
-        self.backend.set_guest_debug(debug)
+        self.backend.set_guest_debug(debug)?;
+        self.tell(|| Input::GuestDebug(Box::new(*debug)));
+        Ok(())
     }
 
     /// The guest's debug registers.
@@ -432,8 +457,25 @@ impl VcpuFd {
     /// `EINVAL` where DR6 or DR7 has bits above 31.
     pub fn set_debug_regs(&self, debug_regs: &kvm_debugregs) -> Result<()> {
         match &self.backend {
-            VcpuBackend::Host(vcpu) => vcpu.set_debug_regs(debug_regs),
-            VcpuBackend::Soft(vcpu) => vcpu.set_debug_regs(debug_regs),
+            VcpuBackend::Host(vcpu) => vcpu.set_debug_regs(debug_regs)?,
+            VcpuBackend::Soft(vcpu) => vcpu.set_debug_regs(debug_regs)?,
+        }
+        self.tell(|| Input::DebugRegs(Box::new(*debug_regs)));
+        Ok(())
+    }
+
+    /// Notes what the hypervisor has set, where the vCPU is watched.
+    fn tell(&self, input: impl FnOnce() -> Input) {
+        if let Some(watch) = &self.watch {
+            watch.tell(input());
+        }
+    }
+
+    /// The deliveries that failed before [`VcpuExit::Shutdown`]; only the software machine knows them.
+    pub(crate) fn failed_deliveries(&self) -> Vec<FailedDelivery> {
+        match &self.backend {
+            VcpuBackend::Host(_) => Vec::new(),
+            VcpuBackend::Soft(vcpu) => vcpu.failed_deliveries(),
         }
     }
 
@@ -543,6 +585,15 @@ impl VcpuBackend {
             Self::Host(vcpu) => vcpu.set_kvm_immediate_exit(value),
             Self::Soft(vcpu) => vcpu.set_kvm_immediate_exit(value),
         }
+    }
+
+    /// Whether kvm_run asks for the exit `KVM_EXIT_IRQ_WINDOW_OPEN`.
+    pub(crate) fn wants_interrupt_window(&mut self) -> bool {
+        let run = match self {
+            Self::Host(vcpu) => vcpu.get_kvm_run(),
+            Self::Soft(vcpu) => vcpu.get_kvm_run(),
+        };
+        run.request_interrupt_window != 0
     }
 
     /// The byte of kvm_run that a signal handler sets to end `KVM_RUN`.

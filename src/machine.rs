@@ -52,6 +52,7 @@ impl Machine {
         };
         // SAFETY: the region is exactly `memory`, which the machine owns and drops last.
         unsafe { vm.set_user_memory_region(slot) }.context("KVM_SET_USER_MEMORY_REGION")?;
+        vm.record_writes(&memory);
         if irqchip {
             vm.create_irq_chip().context("KVM_CREATE_IRQCHIP")?;
             let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };

@@ -11,7 +11,7 @@ pub use fault::{Cause, PageFault, describe_error_code, error_code};
 pub use form::{Form, Level};
 pub use rules::{Access, Features, Intent, Paging};
 pub use tables::Tables;
-pub use walk::{Fault, Mapping, Step, Walk, walk};
+pub use walk::{Fault, Mapping, Read, Step, Walk, walk, walk_in};
 
 use crate::guest::{Memory, MemoryError};
 

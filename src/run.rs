@@ -21,6 +21,7 @@ use anyhow::Context;
 use crate::chapter::{Chapter, ListingShown};
 use crate::disasm;
 use crate::exit::{Exit, Unexpected};
+use crate::explain;
 use crate::guest::Image;
 use crate::kvm::{VcpuExit, VcpuFd};
 use crate::mode;
@@ -133,6 +134,17 @@ impl Run {
     /// instruction.
     pub(crate) fn last_place(&self, blame: bool) -> Option<String> {
         self.recorder().last_place(blame)
+    }
+
+    /// Why the last exit was a shutdown, a line each: the run, played again on the software machine, to
+    /// the instruction that died.
+    #[must_use]
+    pub fn post_mortem(&self) -> Vec<String> {
+        let recorder = self.recorder();
+        let recording = recorder.last_recording();
+        recording.map_or_else(Vec::new, |(recording, vcpus)| {
+            explain::post_mortem(recording, vcpus, &|place| recorder.code(place))
+        })
     }
 
     /// What each vCPU started from and was told, in the order of their first entries.

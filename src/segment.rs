@@ -119,6 +119,12 @@ pub fn unusable() -> kvm_segment {
     kvm_segment { unusable: 1, ..kvm_segment::default() }
 }
 
+/// Whether bits 63:47 of a linear address are all alike. Intel SDM Vol. 1, "Canonical Addressing".
+#[must_use]
+pub fn canonical(address: u64) -> bool {
+    ((address << 16) as i64 >> 16) as u64 == address
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

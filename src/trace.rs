@@ -8,11 +8,12 @@ mod perfetto;
 mod place;
 pub mod record;
 mod recorder;
+mod recording;
 mod text;
 
 pub(crate) use place::{Place, View};
 pub(crate) use recorder::Recorder;
-pub use recorder::{Input, Recording};
+pub use recording::{Given, Input, Recording};
 
 use crate::kvm::{kvm_regs, kvm_sregs};
 

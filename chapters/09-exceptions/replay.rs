@@ -22,14 +22,17 @@ pub fn last_instruction(run: &Run, image: &Image) -> Result<String> {
     let recordings = run.recordings();
     let recording = recordings.first().context("the run has recorded no entry")?;
     let mut machine = again(recording)?;
-    let mut answers = recording.inputs.iter();
+    let mut answers = recording.inputs.iter().filter_map(|given| match &given.input {
+        Input::Answer(answer) => Some(answer),
+        _ => None,
+    });
     for _ in 0..MOST_STEPS {
         let regs = machine.vcpu.get_regs().context("KVM_GET_REGS")?;
         let sregs = machine.vcpu.get_sregs().context("KVM_GET_SREGS")?;
         match machine.vcpu.run().context("KVM_RUN")? {
             VcpuExit::Debug(_) | VcpuExit::IoOut(..) => {}
             VcpuExit::IoIn(_, data) => match answers.next() {
-                Some(Input::Answer(answer)) if answer.len() == data.len() => data.copy_from_slice(answer),
+                Some(answer) if answer.len() == data.len() => data.copy_from_slice(answer),
                 _ => bail!("the run cannot be played again: it has recorded another answer"),
             },
             VcpuExit::Shutdown => {

@@ -15,7 +15,7 @@ use vmexit::boot::acpi;
 use vmexit::boot::linux::{self, Boot, Kernel, Start};
 use vmexit::chapter::{self, BadInput, Chapter, Flag, GuestFailed};
 use vmexit::device::serial::{self, Serial};
-use vmexit::device::{Bus, Request, keyboard, power, rtc};
+use vmexit::device::{Bus, Request, pc};
 use vmexit::exit::Unexpected;
 use vmexit::guest::Memory;
 use vmexit::kvm::{EventFd, Kvm, Probe, VcpuExit};
@@ -99,11 +99,7 @@ fn boot_linux(run: &Run) -> Result<()> {
     let screen = Screen::default();
     let interrupt = if irqchip { serial_interrupt(&machine)? } else { Box::new(|| Ok(())) };
     let port = Arc::new(Mutex::new(Serial::new(interrupt, screen.clone())));
-    let mut ports = Bus::default();
-    ports.insert(range(serial::COM1, serial::SIZE), Arc::clone(&port));
-    ports.insert(range(rtc::BASE, 2), rtc::Rtc::default());
-    ports.insert(range(keyboard::COMMAND, 1), keyboard::Commands);
-    ports.insert(range(power::BASE, power::SIZE), power::Power::default());
+    let mut ports = pc::ports(Arc::clone(&port));
 
     let raw = terminal::Raw::enter();
     match raw {
@@ -183,10 +179,6 @@ fn serial_interrupt(machine: &Machine) -> Result<serial::Interrupt> {
     Ok(Box::new(move || event.write(1)))
 }
 // ANCHOR_END: serial
-
-fn range(first: u16, count: u16) -> std::ops::Range<u64> {
-    first.into()..u64::from(first) + u64::from(count)
-}
 
 fn open(path: &std::path::Path) -> Result<File> {
     File::open(path).with_context(|| path.display().to_string())

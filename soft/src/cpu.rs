@@ -4,6 +4,7 @@ use crate::access::Mmio;
 use crate::cache::CodePages;
 use crate::debug::{Debug, bits};
 use crate::exit::Exit;
+use crate::interrupt::FailedDelivery;
 use crate::msr::Msrs;
 use crate::registers::{Regs, Segment, Sregs, Table, cr0, cr4, efer, rflags};
 use crate::slots::Slots;
@@ -144,6 +145,8 @@ pub struct Cpu {
     pub repeats: bool,
     /// The instruction has entered an interrupt's or an exception's handler.
     pub delivered: bool,
+    /// What the last delivery of an event has failed at.
+    pub failed_deliveries: Vec<FailedDelivery>,
     /// The answer to a string input, as far as it is not in memory yet; an exit in between would
     /// overwrite `data`.
     pub input: Vec<u8>,
@@ -247,6 +250,7 @@ impl Cpu {
             stepping: false,
             repeats: false,
             delivered: false,
+            failed_deliveries: Vec::new(),
             input: Vec::with_capacity(DATA),
         };
         cpu.gpr[gpr::RDX] = regs.rdx;

@@ -44,19 +44,49 @@ const IDT: u16 = 2;
 #[derive(Debug, PartialEq, Eq)]
 pub struct TripleFault;
 
+/// A delivery that failed, on the way to a triple fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailedDelivery {
+    /// What was to be delivered.
+    pub vector: u8,
+    /// The error code that it would have pushed.
+    pub error_code: Option<u16>,
+    /// The hypervisor or a device sent it, and no instruction of the guest's.
+    pub from_outside: bool,
+    /// CR2 at that moment: of a page fault, the address.
+    pub cr2: u64,
+    /// The exception that came up instead.
+    pub met: u8,
+    /// Its error code.
+    pub met_code: Option<u16>,
+    /// CR2 after it.
+    pub met_cr2: u64,
+}
+
 impl Cpu {
     /// Delivers an event; an exception on the way takes its place, or makes a double fault of both.
     ///
     /// # Errors
     /// What the machine cannot do; the inner error is the triple fault.
     pub fn deliver(&mut self, mut event: Event) -> Result<Result<(), TripleFault>, Stop> {
+        self.failed_deliveries.clear();
         loop {
+            let cr2 = self.cr2;
             match self.all_or_nothing(|cpu| cpu.enter_handler(&event)) {
                 Ok(()) => {
                     self.rip = self.next;
                     return Ok(Ok(()));
                 }
                 Err(Stop::Fault(second)) => {
+                    self.failed_deliveries.push(FailedDelivery {
+                        vector: event.vector,
+                        error_code: event.code,
+                        from_outside: !matches!(event.source, Source::Fault | Source::Trap),
+                        cr2,
+                        met: second.vector,
+                        met_code: second.code,
+                        met_cr2: self.cr2,
+                    });
                     let Some(next) = combine(&event, second) else { return Ok(Err(TripleFault)) };
                     event = next;
                 }

@@ -56,6 +56,7 @@ pub use errno::Errno;
 pub use events::{Events, Exception, Interrupt};
 pub use exit::Exit;
 pub use instructions::executes;
+pub use interrupt::FailedDelivery;
 pub use machine::Machine;
 pub use registers::{Fpu, Regs, Segment, Sregs, Table};
 pub use slots::{Slot, Slots};

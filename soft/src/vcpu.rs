@@ -13,6 +13,7 @@ use crate::cpuid::CpuidEntry;
 use crate::errno::Errno;
 use crate::events::{Events, Exception, Interrupt};
 use crate::exit::Exit;
+use crate::interrupt::FailedDelivery;
 use crate::registers::{Fpu, Regs, Sregs, cr0, cr4, rflags};
 use crate::slots::Slots;
 use board::Board;
@@ -283,6 +284,13 @@ impl Vcpu {
     #[must_use]
     pub fn if_flag(&self) -> bool {
         self.cpu.flag(crate::registers::rflags::IF)
+    }
+
+    /// After [`Exit::Shutdown`]: the deliveries that failed, one after the other, from the first exception
+    /// to the double fault. The registers are those that the first of them found.
+    #[must_use]
+    pub fn failed_deliveries(&self) -> &[FailedDelivery] {
+        &self.cpu.failed_deliveries
     }
 
     /// `KVM_TRANSLATE`: by the page tables, as ring 0 reads, and without a trace.

@@ -244,6 +244,18 @@ fn an_instruction_in_two_pages_needs_both() {
     guest.write(0x10_3000 + 2 * 8, &[0]);
     assert_eq!(guest.run(), Exit::Shutdown);
     assert_eq!((guest.vcpu.regs().rip, guest.vcpu.sregs().cr2), (0x1ffe, 0x2000));
+    let failed = guest.vcpu.failed_deliveries().iter().map(|failed| (failed.vector, failed.met));
+    assert_eq!(
+        failed.collect::<Vec<_>>(),
+        [(14, 13), (8, 13)],
+        "a #PF without a gate, and a #DF without one"
+    );
+    let first = guest.vcpu.failed_deliveries()[0];
+    assert_eq!(
+        (first.error_code, first.met_code, first.cr2),
+        (Some(1 << 4), Some(14 << 3 | 3), 0x2000),
+        "a fetch"
+    );
 }
 
 #[test]

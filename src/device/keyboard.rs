@@ -5,8 +5,7 @@
 
 use super::{Device, Request};
 
-/// Its two ports: data at the first, commands and status at the fifth.
-pub const DATA: u16 = 0x60;
+/// Its port for commands and status; the one for data, 0x60, has nothing to say.
 pub const COMMAND: u16 = 0x64;
 
 const PULSE_RESET: u8 = 0xfe;

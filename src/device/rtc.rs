@@ -8,6 +8,7 @@ use super::{Device, Request};
 
 /// The port that selects a register, and behind it the one that reads it.
 pub const BASE: u16 = 0x70;
+pub const SIZE: u16 = 2;
 
 /// Its registers.
 #[rustfmt::skip] // laid out like the datasheet's table

@@ -9,6 +9,7 @@ use std::fmt;
 
 use crate::kvm::{kvm_regs, kvm_segment, kvm_sregs};
 use crate::mode::{cr0, cr4, efer, rflags};
+use crate::segment::canonical;
 
 /// A rule that a state breaks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,11 +67,6 @@ impl Check {
 
 fn long_mode(sregs: &kvm_sregs) -> bool {
     sregs.efer & efer::LMA != 0
-}
-
-/// Bits 63:47 all alike. SDM Vol. 1, "Canonical Addressing".
-fn canonical(address: u64) -> bool {
-    ((address << 16) as i64 >> 16) as u64 == address
 }
 
 fn control_registers(check: &mut Check, sregs: &kvm_sregs) {

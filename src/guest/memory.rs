@@ -1,6 +1,8 @@
 //! A guest's RAM.
 
-use crate::guest::Image;
+use std::sync::Arc;
+
+use crate::guest::{Image, Writes};
 
 /// Why guest memory could not be made, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +27,7 @@ pub enum MemoryError {
 pub struct Memory {
     map: Map,
     size: usize,
+    writes: Arc<Writes>,
 }
 
 impl Memory {
@@ -35,7 +38,7 @@ impl Memory {
             return Err(MemoryError::Size(size));
         }
         let map = Map::new(size).map_err(|reason| MemoryError::Host { size, reason })?;
-        Ok(Self { map, size })
+        Ok(Self { map, size, writes: Arc::default() })
     }
 
     /// Bytes.
@@ -58,6 +61,7 @@ impl Memory {
     pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), MemoryError> {
         self.check(address, bytes.len())?;
         self.map.write(address, bytes);
+        self.writes.note(address, bytes);
         Ok(())
     }
 
@@ -94,6 +98,11 @@ impl Memory {
             self.write(segment.address + segment.bytes.len() as u64, &vec![0; rest])?;
         }
         Ok(())
+    }
+
+    /// The log of the hypervisor's writes.
+    pub(crate) fn writes(&self) -> Arc<Writes> {
+        Arc::clone(&self.writes)
     }
 
     fn check(&self, address: u64, length: usize) -> Result<(), MemoryError> {

@@ -1,5 +1,8 @@
 //! The memory slots of a VM, as the trace sees them.
 
+use std::sync::Arc;
+
+use crate::guest::Writes;
 use crate::kvm::kvm_userspace_memory_region;
 
 const ZEROS: [u8; 4096] = [0; 4096];
@@ -7,7 +10,12 @@ const ZEROS: [u8; 4096] = [0; 4096];
 /// What `KVM_SET_USER_MEMORY_REGION` was told, so that the trace can read the
 /// guest's code and tables without the chapter's help.
 #[derive(Default)]
-pub struct Slots(Vec<kvm_userspace_memory_region>);
+pub struct Slots {
+    regions: Vec<kvm_userspace_memory_region>,
+    /// The logs of the hypervisor's writes to them.
+    writes: Vec<Arc<Writes>>,
+    gap: Option<&'static str>,
+}
 
 impl Slots {
     /// Notes a slot; size 0 deletes it, as in KVM.
@@ -15,16 +23,36 @@ impl Slots {
     /// # Safety
     /// The region's host memory stays mapped for as long as `self` lives.
     pub unsafe fn set(&mut self, region: kvm_userspace_memory_region) {
-        self.0.retain(|old| old.slot != region.slot);
+        self.regions.retain(|old| old.slot != region.slot);
         if region.memory_size > 0 {
-            self.0.push(region);
+            self.regions.push(region);
         }
+    }
+
+    /// The log of the hypervisor's writes to one of the slots.
+    pub fn log(&mut self, writes: Arc<Writes>) {
+        self.writes.push(writes);
+    }
+
+    /// The VM has something whose doings no recording holds: why, as the end of a sentence.
+    pub fn set_gap(&mut self, gap: &'static str) {
+        self.gap = Some(gap);
+    }
+
+    /// What [`Self::set_gap`] was told.
+    pub fn gap(&self) -> Option<&'static str> {
+        self.gap
+    }
+
+    /// The logs of all slots.
+    pub fn logs(&self) -> &[Arc<Writes>] {
+        &self.writes
     }
 
     /// Copies as many bytes as there are from the guest-physical `address`,
     /// `length` at most and none past the end of the slot.
     pub fn read(&self, address: u64, length: usize) -> Vec<u8> {
-        let Some((slot, offset)) = self.0.iter().find_map(|slot| {
+        let Some((slot, offset)) = self.regions.iter().find_map(|slot| {
             let offset = address.checked_sub(slot.guest_phys_addr)?;
             (offset < slot.memory_size).then_some((slot, offset))
         }) else {
@@ -46,7 +74,7 @@ impl Slots {
         let offset = |slot: &kvm_userspace_memory_region| address.checked_sub(slot.guest_phys_addr);
         let inside =
             |slot: &&kvm_userspace_memory_region| offset(slot).is_some_and(|at| at < slot.memory_size);
-        if let Some(slot) = self.0.iter().find(inside).filter(|slot| slot.flags & READ_ONLY == 0) {
+        if let Some(slot) = self.regions.iter().find(inside).filter(|slot| slot.flags & READ_ONLY == 0) {
             let to = (slot.userspace_addr + (address - slot.guest_phys_addr)) as *mut u8;
             // SAFETY: `to` is inside the slot, whose host memory is mapped by the promise made to
             // `set`; no vCPU of this VM runs while its watch writes.
@@ -58,7 +86,7 @@ impl Slots {
     /// enough to make the same memory again.
     pub fn pages(&self) -> Vec<(u64, Vec<u8>)> {
         let mut pages = Vec::new();
-        for slot in &self.0 {
+        for slot in &self.regions {
             for offset in (0..slot.memory_size).step_by(4096) {
                 let page = self.read(slot.guest_phys_addr + offset, 4096);
                 if page != ZEROS {
@@ -71,7 +99,7 @@ impl Slots {
 
     /// Each slot's guest-physical address and size in bytes.
     pub fn ranges(&self) -> Vec<(u64, u64)> {
-        self.0.iter().map(|slot| (slot.guest_phys_addr, slot.memory_size)).collect()
+        self.regions.iter().map(|slot| (slot.guest_phys_addr, slot.memory_size)).collect()
     }
 }
 

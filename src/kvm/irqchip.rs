@@ -29,9 +29,14 @@ impl VmFd {
     /// `EEXIST` when they are there, `EINVAL` once a vCPU exists.
     pub fn create_irq_chip(&self) -> Result<()> {
         match &self.backend {
-            VmBackend::Host(vm) => vm.create_irq_chip(),
-            VmBackend::Soft(vm) => vm.create_irq_chip(),
+            VmBackend::Host(vm) => vm.create_irq_chip()?,
+            VmBackend::Soft(vm) => vm.create_irq_chip()?,
         }
+        if let Some(watched) = &self.watched {
+            let mut slots = watched.slots.lock().expect("nobody panics while holding the slots");
+            slots.set_gap("its interrupts came from inside KVM, and when they did is not recorded");
+        }
+        Ok(())
     }
 
     /// Creates the timer (8254) inside KVM; it needs the interrupt controllers.

@@ -311,6 +311,10 @@ impl VcpuFd {
         self.vcpu.borrow_mut().set_debug_registers(all).map_err(errno)
     }
 
+    pub fn failed_deliveries(&self) -> Vec<soft::FailedDelivery> {
+        self.vcpu.borrow().failed_deliveries().to_vec()
+    }
+
     pub fn translate_gva(&self, gva: u64) -> Result<kvm_translation> {
         let found = self.vcpu.borrow().translate_gva(gva);
         Ok(kvm_translation {

@@ -57,6 +57,9 @@ impl fmt::Display for Fault {
     }
 }
 
+/// Copies so many bytes from a guest-physical address; `None` where the guest has no memory.
+pub type Read<'a> = &'a dyn Fn(u64, usize) -> Option<Vec<u8>>;
+
 /// A whole walk: the entries in their order, and how it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Walk {
@@ -76,6 +79,12 @@ pub struct Walk {
 /// since the last load of CR3; here they are read from memory, as they are now.
 #[must_use]
 pub fn walk(memory: &Memory, paging: &Paging, linear: u64, access: Access) -> Walk {
+    walk_in(&|address, size| memory.read(address, size).ok(), paging, linear, access)
+}
+
+/// The same in any memory, of which `read` copies bytes from a guest-physical address.
+#[must_use]
+pub fn walk_in(read: Read<'_>, paging: &Paging, linear: u64, access: Access) -> Walk {
     let mut walk = Walk {
         linear,
         access,
@@ -91,12 +100,12 @@ pub fn walk(memory: &Memory, paging: &Paging, linear: u64, access: Access) -> Wa
         }),
     };
     if let Some(form) = paging.form {
-        walk.outcome = descend(memory, paging, form, &mut walk);
+        walk.outcome = descend(read, paging, form, &mut walk);
     }
     walk
 }
 
-fn descend(memory: &Memory, paging: &Paging, form: Form, walk: &mut Walk) -> Result<Mapping, Fault> {
+fn descend(read: Read<'_>, paging: &Paging, form: Form, walk: &mut Walk) -> Result<Mapping, Fault> {
     let (linear, access) = (canonical(form, walk.linear)?, walk.access);
     let asked = paging.asked(access);
     let page_fault = |more, cause| Fault::Page(PageFault { error_code: asked | more, cause });
@@ -106,7 +115,7 @@ fn descend(memory: &Memory, paging: &Paging, form: Form, walk: &mut Walk) -> Res
     for &level in form.levels() {
         let index = level.index(linear);
         let address = table + index * form.entry_size() as u64;
-        let value = read_entry(memory, address, form.entry_size());
+        let value = read_entry(read, address, form.entry_size());
         let leaf = value.is_some_and(|value| paging.is_leaf(form, level, value));
         walk.steps.push(Step { level, index, address, value, leaf });
 
@@ -151,8 +160,8 @@ fn canonical(form: Form, linear: u64) -> Result<u64, Fault> {
     if extended == linear { Ok(linear) } else { Err(Fault::NotCanonical) }
 }
 
-fn read_entry(memory: &Memory, address: u64, size: usize) -> Option<u64> {
-    let bytes = memory.read(address, size).ok()?;
+fn read_entry(read: Read<'_>, address: u64, size: usize) -> Option<u64> {
+    let bytes = read(address, size)?;
     let mut value = [0; 8];
     value[..size].copy_from_slice(&bytes);
     Some(u64::from_le_bytes(value))

@@ -1,7 +1,7 @@
 //! What stands between a chapter's `vcpu.run()` and `KVM_RUN`: the deadline,
 //! Ctrl-C, single-stepping, and the trace.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::mem::transmute;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -15,7 +15,7 @@ use crate::run::handlers::{self, HLT, Stops};
 use crate::run::interrupt::Kick;
 use crate::run::trap_flag::Kept;
 use crate::status::complain;
-use crate::trace::{Place, State, VcpuId, View};
+use crate::trace::{Input, Place, State, VcpuId, View};
 
 /// Signal numbers and errnos are the kernel's on x86-64 Linux.
 const EINTR: i32 = 4;
@@ -32,6 +32,10 @@ pub struct Watch {
     /// The system registers as the chapter set them before the first entry: KVM may mend what it is
     /// given, and the checks of VM entry are about what was given.
     given: Cell<Option<kvm_sregs>>,
+    /// What else was set before the first entry.
+    setup: RefCell<Vec<Input>>,
+    /// Whether the last entry asked for an interrupt window.
+    window: bool,
     /// The last exit waits for an answer, which lies in the kvm_run page from the
     /// chapter's handler on: the place and its length.
     answer: Option<(*const u8, usize)>,
@@ -71,6 +75,8 @@ impl Watch {
             slots,
             entered: false,
             given: Cell::new(None),
+            setup: RefCell::default(),
+            window: false,
             answer: None,
             io_pending: false,
             stepping,
@@ -85,6 +91,27 @@ impl Watch {
             self.run.recorder().set(self.vcpu, regs, sregs);
         } else if let Some(sregs) = sregs {
             self.given.set(Some(*sregs));
+        }
+    }
+
+    /// The hypervisor has set something else.
+    pub fn tell(&self, input: Input) {
+        if self.entered {
+            self.run.recorder().input(self.vcpu, input);
+        } else {
+            self.setup.borrow_mut().push(input);
+        }
+    }
+
+    /// Notes what nobody has said: writes to the guest's memory, and what kvm_run asks for.
+    fn note_unsaid(&mut self, vcpu: &mut VcpuBackend) {
+        let window = vcpu.wants_interrupt_window();
+        if std::mem::replace(&mut self.window, window) != window {
+            self.tell(Input::InterruptWindow(window));
+        }
+        let slots = self.slots.lock().expect("nobody panics while holding the slots");
+        for (address, bytes) in slots.logs().iter().flat_map(|log| log.take()) {
+            self.tell(Input::Memory(address, bytes));
         }
     }
 
@@ -157,11 +184,13 @@ impl Watch {
         if self.kick.is_none() {
             self.kick = Kick::arm(vcpu.immediate_exit(), self.run.time_left());
         }
+        self.note_unsaid(vcpu);
         if !self.entered {
             self.entered = true;
             let state = self.state(vcpu)?;
             let slots = self.slots.lock().expect("nobody panics while holding the slots");
-            self.run.recorder().entry(self.vcpu, &state, &slots);
+            let wanted = self.run.recorder().entry(self.vcpu, &state, self.setup.take(), &slots);
+            slots.logs().iter().for_each(|log| if wanted { log.begin() } else { log.end() });
             let given = self.given.get().unwrap_or(state.sregs);
             for finding in explain::entry_findings(&state.regs, &given) {
                 complain(format_args!("{}: entry check: {finding}", self.run.chapter().name));
@@ -302,7 +331,7 @@ impl Watch {
             let (state, out_after) = (self.state(vcpu)?, self.run.out_after());
             Some(self.seeing(vcpu, |view| Place::of_exit(&owned, &state, out_after, view)))
         };
-        self.run.recorder().note(owned, place);
+        self.run.recorder().note(self.vcpu, owned, place);
         Ok(())
     }
 

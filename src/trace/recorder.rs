@@ -20,38 +20,9 @@ use crate::trace::record::{
     Bytes, Direction, EndRecord, EntryRecord, ExitRecord, Hex, ImageRecord, NameRecord, PageRecord,
     PlaceRecord, ReasonRecord, Record, RunRecord, SetRecord, SlotRecord, StepRecord, SymbolRecord, VERSION,
 };
+use crate::trace::recording::{Input, KEPT_MEMORY, Recording};
 use crate::trace::text::Style;
 use crate::trace::{Place, State, VcpuId, text};
-
-/// The initial memory of a guest with more RAM than this is kept only for a
-/// JSON trace, in bytes.
-const KEPT_MEMORY: u64 = 16 << 20;
-
-/// All that a vCPU started from and was told: enough to run the same guest again.
-#[derive(Clone, Debug)]
-pub struct Recording {
-    pub vm: u32,
-    pub vcpu: u64,
-    pub regs: kvm_regs,
-    pub sregs: kvm_sregs,
-    /// Each memory slot's guest-physical address and size in bytes.
-    pub slots: Vec<(u64, u64)>,
-    /// Every page that was not all zero, with its address; empty for a large guest.
-    pub pages: Vec<(u64, Vec<u8>)>,
-    /// What crossed from the host to the guest since, in order.
-    pub inputs: Vec<Input>,
-}
-
-/// Something that the host told the guest.
-#[derive(Clone, Debug)]
-pub enum Input {
-    /// The answer to an `in` or an MMIO read.
-    Answer(Vec<u8>),
-    /// General-purpose registers, set by the hypervisor.
-    Regs(Box<kvm_regs>),
-    /// Segment, table and control registers, set by the hypervisor.
-    Sregs(Box<kvm_sregs>),
-}
 
 pub struct Recorder {
     /// Whether the chapter's words and the text trace go to stdout.
@@ -71,6 +42,7 @@ pub struct Recorder {
     /// An exit whose answer is not known yet.
     waiting: Option<Happened>,
     last_exit: Option<Exit>,
+    last_vcpu: Option<VcpuId>,
     last_place: Option<Place>,
     /// Whether every instruction is shown, and with them each change of mode and ring.
     stepping: bool,
@@ -105,6 +77,7 @@ impl Recorder {
             steps: 0,
             waiting: None,
             last_exit: None,
+            last_vcpu: None,
             last_place: None,
             stepping: options.steps,
             last_mode: None,
@@ -183,8 +156,9 @@ impl Recorder {
         }
     }
 
-    /// A vCPU is about to be entered for the first time.
-    pub fn entry(&mut self, id: VcpuId, state: &State, slots: &Slots) {
+    /// A vCPU is about to be entered for the first time; `setup` is what else was set of it. Returns
+    /// whether what the hypervisor writes from now on is wanted.
+    pub fn entry(&mut self, id: VcpuId, state: &State, setup: Vec<Input>, slots: &Slots) -> bool {
         let ranges = slots.ranges();
         let size: u64 = ranges.iter().map(|(_, size)| size).sum();
         let keep = self.json.is_some() || size <= KEPT_MEMORY;
@@ -195,7 +169,15 @@ impl Recorder {
             sregs: state.sregs,
             slots: ranges,
             pages: if keep { slots.pages() } else { Vec::new() },
+            setup,
             inputs: Vec::new(),
+            exits: 0,
+            gap: if size > KEPT_MEMORY {
+                Some("its memory is more than the 16 MiB that are kept for a replay")
+            } else {
+                slots.gap()
+            },
+            size: 0,
         };
         self.json(&Record::Entry(EntryRecord {
             vm: id.vm,
@@ -213,7 +195,9 @@ impl Recorder {
                 .map(|(address, bytes)| PageRecord { address: Hex(*address), bytes: Bytes(bytes.clone()) })
                 .collect(),
         }));
+        let wanted = recording.gap.is_none();
         self.recordings.push(recording);
+        wanted
     }
 
     /// KVM_RUN came back. `span` is when it was called and when it returned.
@@ -225,6 +209,10 @@ impl Recorder {
         state: Option<State>,
         span: (Instant, Instant),
     ) {
+        if let Some(recording) = self.recording(id) {
+            recording.exits += 1;
+        }
+        self.last_vcpu = Some(id);
         let code = place.as_ref().map_or(String::new(), |place| self.code(place));
         self.on_timeline(exit.name(), &exit.to_string(), &code, span);
         let answered = matches!(exit, Exit::IoIn { .. } | Exit::MmioRead { .. });
@@ -239,7 +227,11 @@ impl Recorder {
     }
 
     /// KVM_RUN came back, in a run whose exits nobody asked to see.
-    pub fn note(&mut self, exit: Exit, place: Option<Place>) {
+    pub fn note(&mut self, id: VcpuId, exit: Exit, place: Option<Place>) {
+        self.last_vcpu = Some(id);
+        if let Some(recording) = self.recording(id) {
+            recording.gap = Some("what the guest was told was not recorded, as its exits were not");
+        }
         (self.last_exit, self.last_place) = (Some(exit), place);
     }
 
@@ -270,11 +262,17 @@ impl Recorder {
         }));
     }
 
-    fn input(&mut self, id: VcpuId, input: Input) {
-        let of_this = |recording: &&mut Recording| recording.vm == id.vm && recording.vcpu == id.vcpu;
-        if let Some(recording) = self.recordings.iter_mut().find(of_this) {
-            recording.inputs.push(input);
+    /// The hypervisor told the guest something that no other record has.
+    pub fn input(&mut self, id: VcpuId, input: Input) {
+        if let Some(recording) = self.recording(id) {
+            recording.give(input);
         }
+    }
+
+    fn recording(&mut self, id: VcpuId) -> Option<&mut Recording> {
+        let of_this = |recording: &&mut Recording| recording.vm == id.vm && recording.vcpu == id.vcpu;
+        // The VM that runs is mostly the last one.
+        self.recordings.iter_mut().rev().find(of_this)
     }
 
     fn write_exit(&mut self, happened: Happened) {
@@ -404,6 +402,14 @@ impl Recorder {
         self.last_exit.clone()
     }
 
+    /// The recording of the vCPU that exited last, and how many vCPUs its VM has.
+    pub fn last_recording(&self) -> Option<(&Recording, usize)> {
+        let last = self.last_vcpu?;
+        let of_vm = self.recordings.iter().filter(|recording| recording.vm == last.vm);
+        let recording = of_vm.clone().find(|recording| recording.vcpu == last.vcpu)?;
+        Some((recording, of_vm.count()))
+    }
+
     pub fn recordings(&self) -> &[Recording] {
         &self.recordings
     }
@@ -427,7 +433,7 @@ impl Recorder {
     }
 
     /// The instruction at a place, and the name that is nearest: `out dx, al  <loop+0x4>`.
-    fn code(&self, place: &Place) -> String {
+    pub fn code(&self, place: &Place) -> String {
         let text = match &place.instruction {
             Some(instruction) => disasm::text(instruction, self.image.as_ref()),
             None => "(no instruction can be read here)".to_owned(),
