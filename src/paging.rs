@@ -107,20 +107,41 @@ mod tests {
         );
     }
 
+    const ADDRESSES: [u64; 5] = [0, 0x1000, 0x20_0000, 0x1234_5678, 0x3fff_ffff];
+
+    /// Where a linear address leads through three tables to a page of 2 MiB.
+    fn physical(memory: &Memory, cr3: u64, linear: u64) -> u64 {
+        let walk = |table: u64, shift: u32| {
+            let entry = entry_at(memory, (table & !0xfff) + (linear >> shift & 0x1ff) * 8);
+            assert_eq!(entry & entry::PRESENT, 1);
+            entry
+        };
+        let large = walk(walk(walk(cr3, 39), 30), 21);
+        assert_eq!(large & 0xfff, 0x83);
+        (large & !0x1f_ffff) + (linear & 0x1f_ffff)
+    }
+
     #[test]
     fn the_identity_map_leads_every_address_of_the_first_gib_to_itself() {
         let memory = Memory::new(0x8000).expect("32 KiB");
         let cr3 = identity_map(&memory, 0x4000).expect("it fits");
-        for address in [0u64, 0x1000, 0x20_0000, 0x1234_5678, 0x3fff_ffff] {
-            let walk = |table: u64, shift: u32| {
-                let entry = entry_at(&memory, (table & !0xfff) + (address >> shift & 0x1ff) * 8);
-                assert_eq!(entry & entry::PRESENT, 1);
-                entry
-            };
-            let large = walk(walk(walk(cr3, 39), 30), 21);
-            assert_eq!(large & 0xfff, 0x83);
-            assert_eq!((large & !0x1f_ffff) + (address & 0x1f_ffff), address);
+        for address in ADDRESSES {
+            assert_eq!(physical(&memory, cr3, address), address);
         }
+    }
+
+    #[test]
+    fn mapped_twice_the_first_gib_is_at_both_places() {
+        let memory = Memory::new(0x8000).expect("32 KiB");
+        let base = 0xffff_ffff_8000_0000;
+        let cr3 = map_twice(&memory, 0x4000, base).expect("it fits");
+        for address in ADDRESSES {
+            assert_eq!(physical(&memory, cr3, address), address);
+            assert_eq!(physical(&memory, cr3, base + address), address);
+        }
+        // What the last entry of the PML4 leads to maps nothing else.
+        assert_eq!(entry_at(&memory, 0x7000 + 511 * 8), 0);
+        assert!(map_twice(&memory, 0x5000, base).is_err());
     }
 
     #[test]

@@ -92,7 +92,7 @@ const CASES: &[Case] = &[
     case("ch11--program-pointer", CH11, &["--program", "pointer"]),
     case("ch11--program-halt", CH11, &["--program", "halt"]),
     case("ch11--program-jump", CH11, &["--program", "jump"]),
-    case("ch11--program-spin", CH11, &["--program", "spin", "--deadline", "3"]),
+    case("ch11--program-spin", CH11, &["--program", "spin", "--deadline", "5"]),
     case("ch11--cmdline-test", CH11, &["--cmdline", "test", "--program", "none"]),
     case("ch11--cmdline-panic", CH11, &["--cmdline", "panic", "--program", "none"]),
     case("ch11--cmdline-overflow", CH11, &["--cmdline", "overflow", "--program", "none"]),

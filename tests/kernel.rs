@@ -112,6 +112,25 @@ fn a_program_that_only_the_kernel_can_refuse_is_a_guest_that_failed() {
 }
 
 #[test]
+fn a_kernel_that_dies_or_halts_is_a_guest_that_failed() {
+    // A program for ring 3 is no kernel: its `syscall` is #UD, and there is no IDT.
+    let path = file("no-kernel", HELLO);
+    let output = ch11(&["--kernel", path.to_str().expect("a path in UTF-8"), "--program", "none"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output.stderr).contains("KVM_EXIT_SHUTDOWN"), "{}", text(&output.stderr));
+
+    // The entry point's segment begins in the file where the second program header says.
+    let entry = u64::from_le_bytes(KERNEL[at::ENTRY..at::ENTRY + 8].try_into().expect("eight bytes"));
+    let header = &KERNEL[64 + at::NEXT..];
+    let field = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("eight bytes"));
+    let start = (field(8) + entry - field(16)) as usize;
+    let path = file("halting-kernel", &changed(KERNEL, start, &[0xf4]));
+    let output = ch11(&["--kernel", path.to_str().expect("a path in UTF-8")]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output.stderr).contains("the kernel halted"), "{}", text(&output.stderr));
+}
+
+#[test]
 fn a_command_line_that_is_too_long_is_refused() {
     let output = ch11(&["--cmdline", &"x".repeat(5000)]);
     assert_eq!(output.status.code(), Some(2));

@@ -13,6 +13,8 @@ use vmexit::trace::{Input, Recording};
 
 /// `KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP`: `include/uapi/linux/kvm.h`.
 const SINGLE_STEP: u32 = 1 | 2;
+/// Far more steps than this guest takes.
+const MOST_STEPS: usize = 1_000_000;
 
 // ANCHOR: replay
 /// The instruction that was not survived, with where it is, RSP and the limit of IDTR at that moment.
@@ -21,7 +23,7 @@ pub fn last_instruction(run: &Run, image: &Image) -> Result<String> {
     let recording = recordings.first().context("the run has recorded no entry")?;
     let mut machine = again(recording)?;
     let mut answers = recording.inputs.iter();
-    loop {
+    for _ in 0..MOST_STEPS {
         let regs = machine.vcpu.get_regs().context("KVM_GET_REGS")?;
         let sregs = machine.vcpu.get_sregs().context("KVM_GET_SREGS")?;
         match machine.vcpu.run().context("KVM_RUN")? {
@@ -43,6 +45,7 @@ pub fn last_instruction(run: &Run, image: &Image) -> Result<String> {
             exit => bail!("the run ended otherwise when it was played again: {exit:?}"),
         }
     }
+    bail!("the run did not end when it was played again")
 }
 // ANCHOR_END: replay
 

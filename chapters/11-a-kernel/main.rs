@@ -136,6 +136,13 @@ fn serve(run: &Run, machine: &mut Machine, kernel: &Executable) -> Result<()> {
                 run.say("the kernel asked for a reset; this machine ends there, as Firecracker's does");
                 return Ok(());
             }
+            VcpuExit::Hlt => {
+                let sentence = "the kernel halted, and there is no interrupt that could wake it";
+                return Err(GuestFailed(sentence.to_owned()).into());
+            }
+            // Where no device is, a PC takes what is written and answers with all ones.
+            VcpuExit::IoOut(..) | VcpuExit::MmioWrite(..) => {}
+            VcpuExit::IoIn(_, answer) | VcpuExit::MmioRead(_, answer) => answer.fill(0xff),
             exit => return Err(Unexpected::from(exit).into()),
         }
     }

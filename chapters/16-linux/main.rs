@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use vmexit::boot::acpi;
 use vmexit::boot::linux::{self, Boot, Kernel, Start};
-use vmexit::chapter::{self, Chapter, Flag, GuestFailed};
+use vmexit::chapter::{self, BadInput, Chapter, Flag, GuestFailed};
 use vmexit::device::serial::{self, Serial};
 use vmexit::device::{Bus, Request, keyboard, power, rtc};
 use vmexit::exit::Unexpected;
@@ -64,24 +64,30 @@ fn boot_linux(run: &Run) -> Result<()> {
     let interactive = terminal::is_interactive();
     run.trace_only_if_asked();
     run.set_default_deadline((!interactive).then_some(PATIENCE));
+    if run.options().listing_only {
+        return Err(
+            BadInput("there is no listing: this guest is a kernel that others wrote".to_owned()).into()
+        );
+    }
     let asked = |flag| run.options().values(flag).last();
     let (kernel, initrd) = kept::files(asked("kernel"), asked("initrd"))?;
     let size = kept::memory_size(asked("memory").unwrap_or("256M"))?;
 
+    let command_line = variants::command_line(run, asked("cmdline").unwrap_or(COMMAND_LINE));
     let memory = Memory::new(size)?;
     let mut kernel_file = open(&kernel)?;
     let mut initrd_file = initrd.as_deref().map(open).transpose()?;
     let boot = Boot {
         kernel: Kernel::read(&mut kernel_file).with_context(|| kernel.display().to_string())?,
         initrd: initrd_file.as_mut().map(|file| file as _),
-        command_line: asked("cmdline").unwrap_or(COMMAND_LINE),
+        command_line: &command_line,
         acpi: acpi::RSDP,
     };
     let mut start = boot.load(&memory)?;
     acpi::write_tables(&memory)?;
     variants::apply(run, &memory, &mut start)?;
 
-    let kvm = Kvm::open(run)?;
+    let kvm = Kvm::open_real(run)?;
     let irqchip = !run.breaks("no-irqchip");
     let mut machine =
         if irqchip { Machine::with_irqchip(&kvm, memory)? } else { Machine::new(&kvm, memory)? };

@@ -15,7 +15,7 @@ pub const ALL: &[Break] = &[
     },
     Break {
         name: "memory-map",
-        what: "the memory map promises 1 GiB more than there is",
+        what: "the memory map promises 1 GiB more than there is, and KASLR is off",
         why: "the kernel allocates from the top, where no slot is: what it writes there is lost, and what it reads \
               back is all ones, its page tables too",
     },
@@ -31,6 +31,12 @@ pub const ALL: &[Break] = &[
         why: "without an initramfs the kernel looks for a root file system on a disk, and there is none",
     },
 ];
+
+/// The command line: a kernel that may choose where it runs would choose memory
+/// that is not there, and say nothing at all.
+pub fn command_line(run: &Run, text: &str) -> String {
+    if run.breaks("memory-map") { format!("{text} nokaslr") } else { text.to_owned() }
+}
 
 /// Changes what the variant that was asked for changes.
 pub fn apply(run: &Run, memory: &Memory, start: &mut Start) -> Result<()> {

@@ -1,180 +1,252 @@
-//! A machine under test: one VM that runs case after case and shows what each
-//! one left behind.
-//!
-//! ```text
-//! guest-physical   0x0000  real mode's vector table
-//!                  0x1800  the instruction, in a page of hlt
-//!                  0x2000  a handler for each of 32 exceptions: out 0x40 + vector, al; hlt
-//!                  0x3000  IDT; 0x3400 GDT
-//!                  0x5000  the top of the stack
-//!                  0x6000  scratch memory, where most addresses point
-//!                  0x8000  page tables
-//!                  0x10000 the end of memory: MMIO
-//! ```
+//! A machine under test: it runs one instruction from a given state, up to the
+//! `hlt` behind it or that of a handler, and shows what it left behind.
+
+use std::ops::Range;
 
 use anyhow::{Context, Result};
 use vmexit::exit::Unexpected;
 use vmexit::guest::Memory;
-use vmexit::kvm::{Kvm, VcpuExit, kvm_regs, kvm_sregs};
-use vmexit::machine::Machine;
-use vmexit::mode::{CODE_SELECTOR, enter_long, enter_protected, enter_real};
-use vmexit::paging;
-use vmexit::segment::Descriptor;
+use vmexit::kvm::{CpuId, VcpuExit, kvm_regs, kvm_sregs};
 
-use crate::generator::Case;
+use crate::image::{self, MEMORY};
+use crate::referee::Referee;
 
-pub const CODE: u64 = 0x1800;
-pub const STACK: u64 = 0x5000;
-pub const SCRATCH: u64 = 0x6000;
-pub const SCRATCH_SIZE: usize = 0x1000;
-const CODE_PAGE: u64 = 0x1000;
-const HANDLERS: u64 = 0x2000;
-const IDT: u64 = 0x3000;
-const GDT: u64 = 0x3400;
-const TABLES: u64 = 0x8000;
-const TABLES_SIZE: usize = 0x3000;
-const MEMORY: usize = 0x10000;
-const VECTORS: u64 = 32;
-/// The handler of vector 0 writes to this port, that of vector 1 to the next.
-pub const FIRST_PORT: u16 = 0x40;
-const HLT: u8 = 0xf4;
-/// More exits than a case can have reasons for: a repeated `outs` of 16 items.
+/// More exits than an instruction can have reasons for: a repeated `outs` of 16 items.
 const MOST_EXITS: usize = 64;
+/// What KVM_RUN returns when a signal comes, and the software machine when its budget is used up.
+const EINTR: i32 = 4;
+/// A step that has seen so many of them does not end. The signal comes once a second: see `main`.
+const MOST_INTERRUPTIONS: u32 = 3;
 
-/// The modes that cases run in, all in ring 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CpuMode {
-    Real,
-    Protected,
-    Long,
+/// What came back to the hypervisor on the way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Out(u16, Vec<u8>),
+    In(u16, usize),
+    Write(u64, Vec<u8>),
+    Read(u64, usize),
 }
 
-pub const CPU_MODES: [CpuMode; 3] = [CpuMode::Real, CpuMode::Protected, CpuMode::Long];
+/// How a step ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// At a `hlt`.
+    Halted,
+    /// By a triple fault.
+    Shutdown,
+    /// Not at all: the machine could not go on.
+    GaveUp(String),
+}
 
-impl CpuMode {
-    pub fn bits(self) -> u32 {
-        match self {
-            Self::Real => 16,
-            Self::Protected => 32,
-            Self::Long => 64,
-        }
+impl End {
+    /// Whether something of the step may still be on its way.
+    pub fn is_broken(&self) -> bool {
+        matches!(self, Self::GaveUp(reason) if reason == ENDLESS)
     }
 }
 
-/// What a case left behind.
-#[derive(Clone, Debug, PartialEq)]
+const ENDLESS: &str = "it does not end";
+
+/// What a step left behind, but for memory.
+#[derive(Clone, Debug)]
 pub struct Outcome {
-    /// Every exit, with what it carried; the last one ended the case.
-    pub exits: Vec<String>,
+    pub answers: Vec<Answer>,
+    pub end: End,
     pub regs: kvm_regs,
-    pub cr2: u64,
-    /// All memory but the page tables.
-    pub memory: Vec<u8>,
-    /// KVM could not go on: nothing to compare.
-    pub gave_up: bool,
+    pub sregs: kvm_sregs,
 }
 
-/// A machine in one mode.
-pub struct Subject<'a> {
-    kvm: &'a Kvm,
-    mode: CpuMode,
-    machine: Machine,
-    sregs: kvm_sregs,
-    /// The memory that every case starts with, but for its own code and scratch.
-    pristine: Vec<u8>,
+/// A machine in one setting.
+pub struct Subject {
+    vcpu: Vcpu,
+    /// Dropped after the vCPU: KVM lets go of it first.
+    pub memory: Memory,
+    pub reset: kvm_sregs,
+    #[cfg_attr(not(host_kvm), allow(dead_code))]
+    referee: Referee,
 }
 
-impl<'a> Subject<'a> {
-    pub fn new(kvm: &'a Kvm, mode: CpuMode) -> Result<Self> {
-        let machine = Machine::new(kvm, Memory::new(MEMORY)?)?;
-        let mut sregs = machine.vcpu.get_sregs().context("KVM_GET_SREGS")?;
-        prepare(&machine.memory, mode, &mut sregs)?;
-        machine.memory.write(CODE_PAGE, &[HLT; 0x1000])?;
-        let pristine = machine.memory.read(0, MEMORY)?;
-        Ok(Self { kvm, mode, machine, sregs, pristine })
+/// A vCPU, and how its registers come and go. It keeps its VM alive by itself.
+enum Vcpu {
+    /// By ioctls that cost nothing.
+    Soft(Box<vmexit::kvm::VcpuFd>),
+    /// In the page that KVM_RUN shares: `KVM_CAP_SYNC_REGS`.
+    #[cfg(host_kvm)]
+    Kvm(Box<kvm_ioctls::VcpuFd>),
+}
+
+impl Subject {
+    pub fn soft(cpuid: &CpuId) -> Result<Self> {
+        let memory = Memory::new(MEMORY)?;
+        let vm = vmexit::kvm::Kvm::soft().create_vm()?;
+        // SAFETY: the region is exactly `memory`, which the subject owns and drops last.
+        unsafe { vm.set_user_memory_region(region(&memory)) }?;
+        let vcpu = vm.create_vcpu(0)?;
+        vcpu.set_cpuid2(cpuid)?;
+        let reset = vcpu.get_sregs()?;
+        Ok(Self { vcpu: Vcpu::Soft(Box::new(vcpu)), memory, reset, referee: Referee::Silicon })
     }
 
-    /// Runs a case from its own state, whatever the last one left.
-    pub fn run(&mut self, case: &Case) -> Result<Outcome> {
-        let memory = &self.machine.memory;
-        memory.write(0, &self.pristine)?;
-        memory.write(CODE, &case.code)?;
-        memory.write(SCRATCH, &case.scratch)?;
-        self.machine.vcpu.set_sregs(&self.sregs).context("KVM_SET_SREGS")?;
-        self.machine.vcpu.set_regs(&case.regs).context("KVM_SET_REGS")?;
-        let (exits, ended) = self.run_to_the_end()?;
-        let regs = self.machine.vcpu.get_regs().context("KVM_GET_REGS")?;
-        let cr2 = self.machine.vcpu.get_sregs().context("KVM_GET_SREGS")?.cr2;
-        let mut memory = self.machine.memory.read(0, MEMORY)?;
-        // The CPU sets accessed and dirty bits there, and may do so ahead of need.
-        memory[TABLES as usize..TABLES as usize + TABLES_SIZE].fill(0);
-        let outcome = Outcome { exits, regs, cr2, memory, gave_up: !ended };
-        if !ended {
-            // What such an end leaves behind is nobody's promise: begin anew.
-            *self = Self::new(self.kvm, self.mode)?;
+    #[cfg(host_kvm)]
+    pub fn kvm(kvm: &kvm_ioctls::Kvm, cpuid: &CpuId, referee: Referee) -> Result<Self> {
+        use kvm_ioctls::SyncReg;
+        let memory = Memory::new(MEMORY)?;
+        let vm = kvm.create_vm().context("KVM_CREATE_VM")?;
+        vm.set_identity_map_address(vmexit::kvm::IDENTITY_MAP_ADDRESS)
+            .context("KVM_SET_IDENTITY_MAP_ADDR")?;
+        vm.set_tss_address(vmexit::kvm::TSS_ADDRESS).context("KVM_SET_TSS_ADDR")?;
+        // SAFETY: the region is exactly `memory`, which the subject owns and drops last.
+        unsafe { vm.set_user_memory_region(region(&memory)) }.context("KVM_SET_USER_MEMORY_REGION")?;
+        let mut vcpu = vm.create_vcpu(0).context("KVM_CREATE_VCPU")?;
+        vcpu.set_cpuid2(cpuid).context("KVM_SET_CPUID2")?;
+        let reset = vcpu.get_sregs().context("KVM_GET_SREGS")?;
+        vcpu.set_sync_valid_reg(SyncReg::Register);
+        vcpu.set_sync_valid_reg(SyncReg::SystemRegister);
+        Ok(Self { vcpu: Vcpu::Kvm(Box::new(vcpu)), memory, reset, referee })
+    }
+
+    /// Runs from these registers; the system registers stay as they are where none are given.
+    pub fn run(&mut self, regs: &kvm_regs, sregs: Option<&kvm_sregs>) -> Result<Outcome> {
+        match &mut self.vcpu {
+            Vcpu::Soft(vcpu) => {
+                vcpu.set_regs(regs).context("KVM_SET_REGS")?;
+                if let Some(sregs) = sregs {
+                    vcpu.set_sregs(sregs).context("KVM_SET_SREGS")?;
+                }
+            }
+            #[cfg(host_kvm)]
+            Vcpu::Kvm(vcpu) => {
+                use kvm_ioctls::SyncReg;
+                vcpu.sync_regs_mut().regs = *regs;
+                vcpu.set_sync_dirty_reg(SyncReg::Register);
+                if let Some(sregs) = sregs {
+                    vcpu.sync_regs_mut().sregs = *sregs;
+                    // Without an interrupt controller in the kernel, CR8 comes from here at every entry.
+                    vcpu.get_kvm_run().cr8 = sregs.cr8;
+                    if self.referee == Referee::Qemu {
+                        // QEMU's CPU takes a busy task for none at all: it refuses ports, and aborts where
+                        // an interrupt looks for ring 0's stack. KVM shows it busy in any case.
+                        vcpu.sync_regs_mut().sregs.tr.type_ &= !2;
+                    }
+                    vcpu.set_sync_dirty_reg(SyncReg::SystemRegister);
+                }
+            }
         }
-        Ok(outcome)
+        let (answers, end) = self.vcpu.run_to_the_end()?;
+        let (regs, sregs) = match &self.vcpu {
+            Vcpu::Soft(vcpu) => (vcpu.get_regs()?, vcpu.get_sregs()?),
+            #[cfg(host_kvm)]
+            Vcpu::Kvm(vcpu) => {
+                let shared = vcpu.sync_regs();
+                (shared.regs, shared.sregs)
+            }
+        };
+        Ok(Outcome { answers, end, regs, sregs })
     }
 
-    /// The exits up to the `hlt` that ends every case, and whether there was one.
-    fn run_to_the_end(&mut self) -> Result<(Vec<String>, bool)> {
-        let mut exits = Vec::new();
-        for number in 0..MOST_EXITS {
-            let text = match self.machine.vcpu.run().context("KVM_RUN")? {
-                VcpuExit::Hlt => return Ok((exits, true)),
-                VcpuExit::IoOut(port, data) => format!("out {port:#x} {data:02x?}"),
-                VcpuExit::MmioWrite(address, data) => format!("write {address:#x} {data:02x?}"),
-                VcpuExit::IoIn(port, data) => {
-                    data.fill(0xa0 | number as u8);
-                    format!("in {port:#x} {}", data.len())
+    /// The x87 registers as FNINIT leaves them: FXRSTOR may have brought errors that a later FWAIT would raise,
+    /// and the software machine has none.
+    pub fn reset_x87(&self) -> Result<()> {
+        match &self.vcpu {
+            Vcpu::Soft(..) => Ok(()),
+            #[cfg(host_kvm)]
+            Vcpu::Kvm(vcpu) => {
+                let fpu = kvm_bindings::kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
+                vcpu.set_fpu(&fpu).context("KVM_SET_FPU")
+            }
+        }
+    }
+
+    /// Lets go of an exception that was on its way to the guest.
+    pub fn forget_events(&self) -> Result<()> {
+        match &self.vcpu {
+            Vcpu::Soft(..) => Ok(()),
+            #[cfg(host_kvm)]
+            Vcpu::Kvm(vcpu) => {
+                vcpu.set_vcpu_events(&kvm_bindings::kvm_vcpu_events::default()).context("KVM_SET_VCPU_EVENTS")
+            }
+        }
+    }
+
+    /// Makes memory what `image` is, page by page where it is not, but for the pages in `but`.
+    pub fn restore(&self, image: &[u8], but: &Range<u64>, buffer: &mut [u8]) -> Result<()> {
+        self.memory.read_into(0, buffer)?;
+        let page = image::PAGE as usize;
+        for (number, (wanted, found)) in image.chunks(page).zip(buffer.chunks(page)).enumerate() {
+            let at = number as u64 * image::PAGE;
+            if !but.contains(&at) && differ(wanted, found) {
+                self.memory.write(at, wanted)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether two ranges of the same length differ. Written out because the C library of a static program
+/// compares byte by byte.
+pub fn differ(left: &[u8], right: &[u8]) -> bool {
+    let (left_words, left_rest) = left.as_chunks::<8>();
+    let (right_words, right_rest) = right.as_chunks::<8>();
+    let word = |bytes: &[u8; 8]| u64::from_ne_bytes(*bytes);
+    let difference = left_words.iter().zip(right_words).fold(0, |all, (a, b)| all | (word(a) ^ word(b)));
+    difference != 0 || left_rest != right_rest
+}
+
+fn region(memory: &Memory) -> vmexit::kvm::kvm_userspace_memory_region {
+    vmexit::kvm::kvm_userspace_memory_region {
+        slot: 0,
+        flags: 0,
+        guest_phys_addr: 0,
+        memory_size: memory.size() as u64,
+        userspace_addr: memory.host_address(),
+    }
+}
+
+impl Vcpu {
+    /// KVM_RUN; `None` when a signal or its budget ended it.
+    fn run(&mut self) -> Result<Option<VcpuExit<'_>>> {
+        let exit = match self {
+            Self::Soft(vcpu) => vcpu.run(),
+            #[cfg(host_kvm)]
+            Self::Kvm(vcpu) => vcpu.run(),
+        };
+        match exit {
+            Ok(exit) => Ok(Some(exit)),
+            Err(error) if error.errno() == EINTR => Ok(None),
+            Err(error) => Err(error).context("KVM_RUN"),
+        }
+    }
+
+    /// Answers exits, the same way every time, up to the one that ends the step.
+    fn run_to_the_end(&mut self) -> Result<(Vec<Answer>, End)> {
+        let mut answers = Vec::new();
+        let mut interrupted = 0;
+        while answers.len() < MOST_EXITS && interrupted < MOST_INTERRUPTIONS {
+            let filling = 0xa0 | answers.len() as u8;
+            let answer = match self.run()? {
+                Some(VcpuExit::Hlt) => return Ok((answers, End::Halted)),
+                Some(VcpuExit::Shutdown) => return Ok((answers, End::Shutdown)),
+                Some(VcpuExit::IoOut(port, data)) => Answer::Out(port, data.to_vec()),
+                Some(VcpuExit::MmioWrite(address, data)) => Answer::Write(address, data.to_vec()),
+                Some(VcpuExit::IoIn(port, data)) => {
+                    data.fill(filling);
+                    Answer::In(port, data.len())
                 }
-                VcpuExit::MmioRead(address, data) => {
-                    data.fill(0xa0 | number as u8);
-                    format!("read {address:#x} {}", data.len())
+                Some(VcpuExit::MmioRead(address, data)) => {
+                    data.fill(filling);
+                    Answer::Read(address, data.len())
                 }
-                exit => {
-                    exits.push(Unexpected::from(exit).0.name().to_owned());
-                    return Ok((exits, false));
+                Some(exit) => {
+                    let name = Unexpected::from(exit).0.name().to_owned();
+                    return Ok((answers, End::GaveUp(name)));
+                }
+                None => {
+                    interrupted += 1;
+                    continue;
                 }
             };
-            exits.push(text);
+            answers.push(answer);
         }
-        Ok((exits, false))
+        Ok((answers, End::GaveUp(ENDLESS.to_owned())))
     }
-}
-
-/// Handlers, tables and system registers of a mode.
-fn prepare(memory: &Memory, mode: CpuMode, sregs: &mut kvm_sregs) -> Result<()> {
-    for vector in 0..VECTORS {
-        let handler = HANDLERS + vector * 16;
-        memory.write(handler, &[0xe6, FIRST_PORT as u8 + vector as u8, HLT])?;
-        match mode {
-            CpuMode::Real => memory.write(vector * 4, &(handler as u32).to_le_bytes())?,
-            CpuMode::Protected => memory.write(IDT + vector * 8, &gate(handler).to_le_bytes())?,
-            CpuMode::Long => memory.write(IDT + vector * 16, &gate(handler).to_le_bytes())?,
-        }
-    }
-    let code = if mode == CpuMode::Long { Descriptor::CODE_64 } else { Descriptor::CODE_32 };
-    let gdt = [Descriptor::NULL, code, Descriptor::DATA];
-    memory.write(GDT, &gdt.map(|descriptor| descriptor.0.to_le_bytes()).concat())?;
-    match mode {
-        CpuMode::Real => enter_real(sregs),
-        CpuMode::Protected => enter_protected(sregs, code),
-        CpuMode::Long => {
-            enter_protected(sregs, code);
-            enter_long(sregs, paging::identity_map(memory, TABLES)?);
-        }
-    }
-    if mode != CpuMode::Real {
-        (sregs.gdt.base, sregs.gdt.limit) = (GDT, 3 * 8 - 1);
-        (sregs.idt.base, sregs.idt.limit) = (IDT, 0x1ff);
-    }
-    Ok(())
-}
-
-/// The low eight bytes of a present interrupt gate, ring 0: all of a 32-bit one, and
-/// the half of a 64-bit one that is not zero for a handler below 4 GiB. Intel SDM
-/// Vol. 3A, "IDT Descriptors" and "64-Bit Mode IDT".
-fn gate(handler: u64) -> u64 {
-    handler & 0xffff | u64::from(CODE_SELECTOR) << 16 | 0x8e << 40 | (handler >> 16 & 0xffff) << 48
 }

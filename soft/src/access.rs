@@ -268,18 +268,21 @@ impl Cpu {
         }
     }
 
-    /// Writes bytes at a linear address, eight at a time.
+    /// Writes bytes at a linear address, eight at a time. The first page's part is written even where the next
+    /// page faults, as by KVM's emulator.
     pub fn write_bytes(&mut self, linear: u64, bytes: &[u8], user: bool) -> Done {
-        // Every page that is touched may be written, before any is.
-        let last = bytes.len().saturating_sub(1) as u64;
-        for page in [linear, self.wrap_linear(linear.wrapping_add(last))] {
-            self.probe_write(page, 1, user)?;
-        }
+        let in_page = (PAGE_SIZE - (linear & OFFSET)) as usize;
         let mut at = linear;
-        for eight in bytes.chunks(8) {
-            let value = eight.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
-            self.write_slowly(at, eight.len(), value, user)?;
-            at = self.wrap_linear(at.wrapping_add(eight.len() as u64));
+        for part in [&bytes[..in_page.min(bytes.len())], &bytes[in_page.min(bytes.len())..]] {
+            if part.is_empty() {
+                continue;
+            }
+            self.probe_write(at, 1, user)?;
+            for eight in part.chunks(8) {
+                let value = eight.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+                self.write_slowly(at, eight.len(), value, user)?;
+                at = self.wrap_linear(at.wrapping_add(eight.len() as u64));
+            }
         }
         Ok(())
     }

@@ -36,7 +36,9 @@ pub fn decoder(bytes: &[u8], size: CodeSize) -> Decoder<'_> {
         CodeSize::Bits32 => 32,
         CodeSize::Bits64 => 64,
     };
-    Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE)
+    // F3 90 is PAUSE, which does nothing here, but F3 REX.B 90 exchanges R8 like any 90 with REX.B: the
+    // decoder's PAUSE would hide that.
+    Decoder::with_ip(bits, bytes, 0, DecoderOptions::NO_PAUSE)
 }
 
 fn predecode(instruction: &Instruction, size: CodeSize) -> Op {

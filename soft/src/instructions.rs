@@ -57,6 +57,15 @@ pub fn handler(instruction: &Instruction) -> Handler {
     }
 }
 
+/// Whether the machine executes instructions of this encoding, or has a fault for them: whether it never
+/// stops at one with `KVM_EXIT_INTERNAL_ERROR` for want of it. (Some have parts that it lacks: task gates.)
+#[must_use]
+pub fn executes(code: iced_x86::Code) -> bool {
+    let mut instruction = Instruction::default();
+    instruction.set_code(code);
+    !instruction.is_invalid() && !std::ptr::fn_addr_eq(handler(&instruction), unimplemented as Handler)
+}
+
 fn invalid(_: &mut Cpu, _: &Op) -> Done {
     Err(Fault::INVALID_OPCODE.into())
 }

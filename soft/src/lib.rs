@@ -55,6 +55,7 @@ pub use cpuid::{CpuidEntry, supported as supported_cpuid};
 pub use errno::Errno;
 pub use events::{Events, Exception, Interrupt};
 pub use exit::Exit;
+pub use instructions::executes;
 pub use machine::Machine;
 pub use registers::{Fpu, Regs, Segment, Sregs, Table};
 pub use slots::{Slot, Slots};

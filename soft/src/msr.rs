@@ -21,6 +21,8 @@ pub struct Msrs {
     pub pat: u64,
     pub misc_enable: u64,
     pub tsc_aux: u64,
+    /// The memory type where no range says another: kept, and nothing else, for there are no caches.
+    pub mtrr_def_type: u64,
     /// What the time stamp counter is ahead of the instructions executed.
     pub tsc_offset: u64,
 }
@@ -43,6 +45,7 @@ impl Msrs {
             // Fast strings.
             misc_enable: 1,
             tsc_aux: 0,
+            mtrr_def_type: 0,
             tsc_offset: 0,
         }
     }
@@ -59,6 +62,7 @@ mod number {
     pub const SYSENTER_EIP: u32   = 0x176;
     pub const MISC_ENABLE: u32    = 0x1a0;
     pub const PAT: u32            = 0x277;
+    pub const MTRR_DEF_TYPE: u32  = 0x2ff;
     pub const EFER: u32           = 0xc000_0080;
     pub const STAR: u32           = 0xc000_0081;
     pub const LSTAR: u32          = 0xc000_0082;
@@ -98,6 +102,7 @@ impl Cpu {
             number::SYSENTER_EIP => msrs.sysenter_eip,
             number::MISC_ENABLE => msrs.misc_enable,
             number::PAT => msrs.pat,
+            number::MTRR_DEF_TYPE => msrs.mtrr_def_type,
             number::EFER => self.efer,
             number::STAR => msrs.star,
             number::LSTAR => msrs.lstar,
@@ -132,6 +137,10 @@ impl Cpu {
                 }
                 self.msrs.pat = value;
             }
+            // The type, and whether the registers and the fixed ones among them count. Intel SDM Vol. 3A,
+            // "IA32_MTRR_DEF_TYPE MSR".
+            number::MTRR_DEF_TYPE if value & !0xcff != 0 => return Err(REFUSED),
+            number::MTRR_DEF_TYPE => self.msrs.mtrr_def_type = value,
             number::EFER => self.write_efer(value)?,
             number::STAR => self.msrs.star = value,
             number::LSTAR => self.msrs.lstar = address?,

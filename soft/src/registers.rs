@@ -188,6 +188,8 @@ pub mod rflags {
     pub const RF: u64    = 1 << 16; // Resume
     pub const VM: u64    = 1 << 17; // Virtual-8086 mode
     pub const AC: u64    = 1 << 18; // Alignment Check; lifts SMAP
+    pub const VIF: u64   = 1 << 19; // Virtual Interrupt Flag
+    pub const VIP: u64   = 1 << 20; // Virtual Interrupt Pending
     pub const ID: u64    = 1 << 21; // CPUID is there
     /// The six flags of arithmetic.
     pub const STATUS: u64 = CF | PF | AF | ZF | SF | OF;

@@ -26,21 +26,27 @@ impl Cpu {
     /// # Errors
     /// #NP(selector) when it is not present, #GP(0) when the offset is outside it.
     pub fn enter_code(&mut self, selector: u16, descriptor: Descriptor, ring: u8, offset: u64) -> Done {
-        if !descriptor.is_present() {
-            return Err(Fault::not_present(code_of(selector)).into());
-        }
-        let long = self.long_mode() && descriptor.is_long();
-        let segment = descriptor.segment(selector & !3 | u16::from(ring));
-        let inside = if long { is_canonical(offset) } else { offset <= u64::from(segment.limit) };
-        if !inside {
-            return Err(Fault::general_protection(0).into());
-        }
+        self.check_entry(selector, descriptor, offset)?;
         let marked = self.mark_descriptor(selector, descriptor)?;
         self.segments[seg::CS] = marked.segment(selector & !3 | u16::from(ring));
         self.cpl = ring;
         self.update_mode();
         self.next = offset;
         Ok(())
+    }
+
+    /// Whether [`enter_code`](Self::enter_code) could go there. A call asks before it pushes.
+    ///
+    /// # Errors
+    /// As `enter_code`.
+    pub fn check_entry(&self, selector: u16, descriptor: Descriptor, offset: u64) -> Done {
+        if !descriptor.is_present() {
+            return Err(Fault::not_present(code_of(selector)).into());
+        }
+        let long = self.long_mode() && descriptor.is_long();
+        let inside =
+            if long { is_canonical(offset) } else { offset <= u64::from(descriptor.segment(0).limit) };
+        if inside { Ok(()) } else { Err(Fault::general_protection(0).into()) }
     }
 
     /// CS:offset in real mode.

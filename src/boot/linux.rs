@@ -221,6 +221,7 @@ pub struct Boot<'a> {
 }
 
 impl Boot<'_> {
+    // ANCHOR: load
     /// Puts everything into the guest's memory.
     ///
     /// # Errors
@@ -257,8 +258,10 @@ impl Boot<'_> {
         memory.write(ZERO_PAGE, &page)?;
         Ok(Start { rip, rsi: ZERO_PAGE, initrd })
     }
+    // ANCHOR_END: load
 }
 
+// ANCHOR: memory_map
 /// What the kernel may use: all memory but the PC's hole below 1 MiB.
 fn memory_map(size: u64) -> [MemoryRange; 3] {
     let range = |start, end, kind| MemoryRange { start, size: end - start, kind };
@@ -268,6 +271,7 @@ fn memory_map(size: u64) -> [MemoryRange; 3] {
         range(HOLE_END, size, RangeKind::Ram),
     ]
 }
+// ANCHOR_END: memory_map
 
 fn write_command_line(memory: &Memory, text: &str, limit: usize) -> Result<(), LoadError> {
     if text.len() > limit {

@@ -54,11 +54,13 @@ impl Device for Power {
         let value = data.iter().take(2).rev().fold(0u16, |value, byte| value << 8 | u16::from(*byte));
         match offset {
             ENABLE => self.enable = value,
+            // ANCHOR: off
             CONTROL_OFFSET => {
                 let state = value >> control::SLP_TYP_SHIFT & 7;
                 let off = value & control::SLP_EN != 0 && state == u16::from(crate::boot::acpi::OFF);
                 return off.then_some(Request::PowerOff);
             }
+            // ANCHOR_END: off
             RESET_OFFSET if value as u8 == RESET_VALUE => return Some(Request::Reset),
             _ => {}
         }

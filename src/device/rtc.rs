@@ -82,7 +82,7 @@ impl Rtc {
 
 /// Two digits, one in each half of the byte.
 fn decimal(number: u64) -> u8 {
-    ((number / 10) << 4 | (number % 10)) as u8
+    (((number / 10) << 4) | (number % 10)) as u8
 }
 
 /// Year, month and day, so many days after the first of January 1970.

@@ -72,6 +72,16 @@ impl Memory {
         Ok(bytes)
     }
 
+    /// Fills `bytes` from the guest-physical `address`: [`read`](Self::read) without a new buffer.
+    ///
+    /// # Errors
+    /// When part of it is outside.
+    pub fn read_into(&self, address: u64, bytes: &mut [u8]) -> Result<(), MemoryError> {
+        self.check(address, bytes.len())?;
+        self.map.read(address, bytes);
+        Ok(())
+    }
+
     /// Copies an image to the addresses that it was linked for.
     ///
     /// # Errors

@@ -48,9 +48,9 @@ pub struct Paging {
 /// What the guest's CPUID says of its paging. Intel SDM Vol. 2A, "CPUID".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
-    /// Bits of a guest-physical address: leaf 0x80000008, EAX[7:0].
+    /// Bits of a guest-physical address: leaf 0x80000008, `EAX[7:0]`.
     pub physical_bits: u32,
-    /// Pages of 1 GiB: leaf 0x80000001, EDX[26]. Without them PS is reserved in a PDPT.
+    /// Pages of 1 GiB: leaf 0x80000001, `EDX[26]`. Without them PS is reserved in a PDPT.
     pub gigabyte_pages: bool,
 }
 

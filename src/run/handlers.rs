@@ -15,6 +15,7 @@
 
 use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register};
 
+use crate::exception::vector;
 use crate::kvm::kvm_guest_debug;
 use crate::mode::Mode;
 use crate::segment::{Descriptor, Gate};
@@ -30,24 +31,6 @@ pub const HLT: u8 = 0xf4;
 
 /// DR7's fixed bit; its bits 0, 2, 4 and 6 turn a breakpoint on.
 const DR7_FIXED: u64 = 1 << 10;
-
-/// Vectors of exceptions. Intel SDM Vol. 3A, "Exception and Interrupt Reference".
-#[rustfmt::skip] // a vector a line
-mod vector {
-    pub const DIVIDE_ERROR: u8       = 0;
-    pub const DEBUG: u8              = 1;
-    pub const BREAKPOINT: u8         = 3;
-    pub const OVERFLOW: u8           = 4;
-    pub const BOUND: u8              = 5;
-    pub const INVALID_OPCODE: u8     = 6;
-    pub const DEVICE: u8             = 7;
-    pub const DOUBLE_FAULT: u8       = 8;
-    pub const INVALID_TSS: u8        = 10;
-    pub const NOT_PRESENT: u8        = 11;
-    pub const STACK: u8              = 12;
-    pub const GENERAL_PROTECTION: u8 = 13;
-    pub const PAGE_FAULT: u8         = 14;
-}
 
 /// How a step is asked for, and the places besides the next instruction at which it ends.
 pub struct Stops {
@@ -142,21 +125,21 @@ fn other_ring(instruction: &Instruction, state: &State, lstar: &dyn Fn() -> Opti
 fn vectors(instruction: Option<&Instruction>) -> Vec<u8> {
     use vector::*;
     let mut vectors = match instruction {
-        None => vec![INVALID_OPCODE],
+        None => vec![UD],
         Some(instruction) => match instruction.mnemonic() {
             Mnemonic::Int => vec![instruction.immediate8()],
-            Mnemonic::Int1 => vec![DEBUG],
-            Mnemonic::Int3 => vec![BREAKPOINT],
-            Mnemonic::Into => vec![OVERFLOW],
-            Mnemonic::Bound => vec![BOUND],
-            Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Aam => vec![DIVIDE_ERROR],
-            Mnemonic::Ltr | Mnemonic::Lldt => vec![NOT_PRESENT],
-            _ if loads_a_segment(instruction) => vec![NOT_PRESENT, INVALID_TSS, STACK],
+            Mnemonic::Int1 => vec![DB],
+            Mnemonic::Int3 => vec![BP],
+            Mnemonic::Into => vec![OF],
+            Mnemonic::Bound => vec![BR],
+            Mnemonic::Div | Mnemonic::Idiv | Mnemonic::Aam => vec![DE],
+            Mnemonic::Ltr | Mnemonic::Lldt => vec![NP],
+            _ if loads_a_segment(instruction) => vec![NP, TS, SS],
             _ if instruction.flow_control() == FlowControl::Next => Vec::new(),
-            _ => vec![INVALID_OPCODE],
+            _ => vec![UD],
         },
     };
-    vectors.extend([GENERAL_PROTECTION, PAGE_FAULT, DOUBLE_FAULT, INVALID_OPCODE, STACK, DEVICE]);
+    vectors.extend([GP, PF, DF, UD, SS, NM]);
     vectors
 }
 

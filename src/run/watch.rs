@@ -270,6 +270,12 @@ impl Watch {
             _ => None,
         };
         self.io_pending = is_io(exit);
+        // To ask for the state and to look for the instruction costs as much as the exit itself, or
+        // more: a guest with thousands of them, which nobody is shown, is spared both.
+        if self.io_pending && stepped.is_none() && !self.run.recorder().shows_exits() {
+            self.run.recorder().exit(self.vcpu, owned, None, None, span);
+            return Ok(());
+        }
         // After SHUTDOWN some KVMs have reset the vCPU: what it shows is not the guest's state.
         let state = if owned == Exit::Shutdown { None } else { Some(self.state(vcpu)?) };
         let (caused, ran) = match (stepped, &state) {

@@ -172,6 +172,11 @@ impl Recorder {
         self.exits_shown = shown;
     }
 
+    /// Whether an exit is written anywhere, with its instruction.
+    pub fn shows_exits(&self) -> bool {
+        self.text && self.exits_shown || self.json.is_some() || self.timeline.is_some()
+    }
+
     /// There is a machine, or none is needed: prints what was held back.
     pub fn release(&mut self) {
         if let Some(held) = self.held.take() {

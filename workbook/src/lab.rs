@@ -96,7 +96,7 @@ pub struct Choice {
 
 impl Choice {
     /// The machines that were chosen, if any was.
-    fn chosen(&self) -> Option<Vec<Machine>> {
+    pub(crate) fn chosen(&self) -> Option<Vec<Machine>> {
         match (self.amd, self.intel, self.both) {
             (true, _, _) => Some(vec![Machine::Amd]),
             (_, true, _) => Some(vec![Machine::Intel]),

@@ -8,3 +8,5 @@ pub mod book;
 pub mod interrupt;
 #[cfg(unix)]
 pub mod lab;
+#[cfg(unix)]
+pub mod diff;

@@ -26,6 +26,9 @@ enum Command {
     /// Run a chapter on real KVM, on an emulated CPU that has virtualization
     #[cfg(unix)]
     Lab(vmexit_workbook::lab::LabArguments),
+    /// Compare the software machine with KVM, instruction by instruction
+    #[cfg(unix)]
+    Diff(vmexit_workbook::diff::DiffArguments),
     /// Run a chapter on real KVM (not on this system)
     #[cfg(not(unix))]
     Lab {
@@ -50,6 +53,8 @@ fn run(command: Command) -> Result<u8> {
         Command::Book(arguments) => book::run(&arguments),
         #[cfg(unix)]
         Command::Lab(arguments) => vmexit_workbook::lab::run(arguments),
+        #[cfg(unix)]
+        Command::Diff(arguments) => vmexit_workbook::diff::run(&arguments),
         #[cfg(not(unix))]
         Command::Lab { .. } => {
             let sentence =

@@ -76,6 +76,7 @@ pub fn call(cpu: &mut Cpu, op: &Op) -> Done {
     let descriptor = target(cpu, selector)?;
     if descriptor.is_code() {
         check_direct(cpu, selector, descriptor)?;
+        cpu.check_entry(selector, descriptor, offset)?;
         let ring = cpu.cpl;
         return cpu.all_or_nothing(|cpu| {
             cpu.push(size, old_cs)?;
@@ -160,9 +161,7 @@ fn through_gate(cpu: &mut Cpu, gate: &Gate, old_cs: u64, return_to: u64) -> Done
     if code.dpl() > cpu.cpl || gate.size == 8 && (!code.is_long() || code.is_big()) {
         return Err(refused.into());
     }
-    if !code.is_present() {
-        return Err(Fault::not_present(code_of(gate.selector)).into());
-    }
+    cpu.check_entry(gate.selector, code, gate.offset)?;
     let inner = !code.is_conforming() && code.dpl() < cpu.cpl;
     let ring = if inner { code.dpl() } else { cpu.cpl };
     if inner {
@@ -271,10 +270,14 @@ fn protected_return(cpu: &mut Cpu, size: u8) -> Done {
     Ok(())
 }
 
-/// As POPF with the rights of the ring that returns, and RF too.
+/// As POPF with the rights of the ring that returns, and RF too; ring 0 of protected mode returns with VIF and VIP. Intel SDM
+/// Vol. 2A, "IRET/IRETD/IRETQ—Interrupt Return".
 fn load_flags(cpu: &mut Cpu, flags: u64, size: u8, ring: u8) {
     let new_ring = std::mem::replace(&mut cpu.cpl, ring);
     cpu.load_flags(flags, size);
     cpu.cpl = new_ring;
     cpu.set_flags(flags, rflags::RF & mask(size));
+    if ring == 0 && cpu.protected() {
+        cpu.set_flags(flags, (rflags::VIF | rflags::VIP) & mask(size));
+    }
 }

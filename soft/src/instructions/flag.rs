@@ -71,7 +71,7 @@ fn store_ah(cpu: &mut Cpu, _: &Op) -> Done {
 }
 
 fn supervisor_access(cpu: &mut Cpu, allowed: bool) -> Done {
-    if cpu.cpl != 0 || !cpu.protected() || !cpu.has_cpuid_smap() {
+    if cpu.cpl != 0 || !cpu.has_cpuid_smap() {
         return Err(Fault::INVALID_OPCODE.into());
     }
     set(cpu, AC, allowed)

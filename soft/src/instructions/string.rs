@@ -11,7 +11,7 @@ use crate::memory::{OFFSET, PAGE_SIZE};
 use crate::op::{Handler, Op, Place};
 use crate::paging::Intent;
 use crate::registers::rflags::{DF, STATUS, ZF};
-use crate::stop::{Done, Stop};
+use crate::stop::{Done, Stop, vector};
 
 /// Iterations until the CPU looks whether anything else wants its attention.
 const ITERATIONS: u32 = 4096;
@@ -45,13 +45,21 @@ fn repeat(cpu: &mut Cpu, op: &Op, iteration: Iteration) -> Done {
     if !repeats(op) {
         return iteration(cpu, op).map(|_| ());
     }
-    let size = count_size(op);
+    let (size, flags) = (count_size(op), cpu.rflags);
     for _ in 0..ITERATIONS {
         let count = cpu.register(gpr::RCX, size);
         if count == 0 {
             return Ok(());
         }
-        let done = iteration(cpu, op)?;
+        let done = match iteration(cpu, op) {
+            // "The EFLAGS value is restored to the state prior to the execution of the instruction." Intel SDM
+            // Vol. 2B, "REP/REPE/REPZ/REPNE/REPNZ—Repeat String Operation Prefix".
+            Err(Stop::Fault(fault)) if fault.vector == vector::PAGE_FAULT => {
+                cpu.set_flags(flags, STATUS);
+                return Err(fault.into());
+            }
+            done => done?,
+        };
         cpu.iterations += 1;
         cpu.set_register(gpr::RCX, size, count - 1);
         cpu.mmio.end();
@@ -150,10 +158,11 @@ fn compared(cpu: &mut Cpu, op: &Op, size: u8, a: u64, b: u64) -> bool {
 /// left: the next entry finds the count at 0.
 fn outs(cpu: &mut Cpu, op: &Op) -> Done {
     let (size, port) = (item(op), cpu.register(gpr::RDX, 2) as u16);
+    // KVM's emulator, Bochs and QEMU ask for the right to the port even where there is nothing to move.
+    cpu.check_port(port, size)?;
     if repeats(op) && cpu.register(gpr::RCX, count_size(op)) == 0 {
         return Ok(());
     }
-    cpu.check_port(port, size)?;
     let value = source(cpu, op, size)?;
     advance(cpu, op, gpr::RSI, u64::from(size));
     if repeats(op) {
@@ -172,16 +181,17 @@ fn ins(cpu: &mut Cpu, op: &Op) -> Done {
     let (size, port) = (item(op), cpu.register(gpr::RDX, 2) as u16);
     let bytes = usize::from(size);
     let count = if repeats(op) { cpu.register(gpr::RCX, count_size(op)) } else { 1 };
+    // The port is asked before the memory, and before the count: KVM's emulator goes that way.
+    cpu.check_port(port, size)?;
     if count == 0 {
         return Ok(());
     }
-    // The port is asked before the memory: KVM's emulator goes that way.
-    cpu.check_port(port, size)?;
     let offset = cpu.gpr[gpr::RDI] & op.address.mask;
     let down = cpu.flag(DF);
     if cpu.input.is_empty() {
         let room = if down { offset & OFFSET } else { PAGE_SIZE - (offset & OFFSET) };
-        let items = (room.min(cpu.data.len() as u64) / u64::from(size)).clamp(1, count);
+        // KVM's emulator takes the bytes of the page for items: `pio_in_emulated`, Linux's arch/x86/kvm/emulate.c.
+        let items = room.min(cpu.data.len() as u64 / u64::from(size)).clamp(1, count);
         let pending = Pending::StringInput { bytes: items as usize * bytes };
         return cpu.leave(Exit::IoIn { port, size, count: items as u32 }, pending);
     }

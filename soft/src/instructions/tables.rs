@@ -5,7 +5,7 @@ use iced_x86::{Code, Mnemonic};
 
 use crate::cpu::Cpu;
 use crate::descriptor::{Descriptor, code_of, is_null, null_segment, rpl};
-use crate::op::{Handler, Op};
+use crate::op::{Handler, Op, Operand};
 use crate::paging::Intent;
 use crate::registers::rflags::ZF;
 use crate::registers::{Segment, Table, cr4, kind};
@@ -60,8 +60,11 @@ fn store_table(cpu: &mut Cpu, op: &Op, table: Table) -> Done {
     let (segment, at) = (usize::from(op.address.segment), cpu.offset(op));
     let size = if cpu.in_64_bit() { 8 } else { 4 };
     let base_at = at.wrapping_add(2) & op.address.mask;
-    let linear = cpu.linear(segment, base_at, u64::from(size), Intent::Write)?;
-    cpu.probe_write(linear, usize::from(size), cpu.user())?;
+    // Nothing is written unless all of it can be; what is first is the first to fault.
+    for (at, size) in [(at, 2), (base_at, size)] {
+        let linear = cpu.linear(segment, at, u64::from(size), Intent::Write)?;
+        cpu.probe_write(linear, usize::from(size), cpu.user())?;
+    }
     cpu.write_at(segment, at, 2, u64::from(table.limit))?;
     cpu.write_at(segment, base_at, size, table.base)
 }
@@ -190,11 +193,13 @@ fn verify(cpu: &mut Cpu, op: &Op, intent: Intent) -> Done {
 /// Raises the destination's RPL to the source's.
 fn adjust_rpl(cpu: &mut Cpu, op: &Op) -> Done {
     cpu.need_protected()?;
-    let selector = cpu.get_to_change(op, op.first())? as u16;
+    // In 32-bit code the decoder names the whole register; two bytes of it are the operand.
+    let destination = Operand { size: 2, ..op.first() };
+    let selector = cpu.get_to_change(op, destination)? as u16;
     let wanted = rpl(cpu.get(op, op.second())? as u16);
     let raises = rpl(selector) < wanted;
     if raises {
-        cpu.set(op, op.first(), u64::from(selector & !3 | u16::from(wanted)))?;
+        cpu.set(op, destination, u64::from(selector & !3 | u16::from(wanted)))?;
     }
     cpu.set_flag(ZF, raises);
     Ok(())

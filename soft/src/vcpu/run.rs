@@ -264,7 +264,7 @@ impl Vcpu {
         }
         let (mask, start) = (cpu.ip_mask(), cpu.rip);
         cpu.leave_block = false;
-        let turns = u64::from(TURNS).min(event / u64::from(range.bytes).max(1) + 1);
+        let turns = u64::from(TURNS).min((event / u64::from(range.bytes).max(1)).saturating_add(1));
         for _ in 0..turns {
             for op in self.cache.ops(range) {
                 cpu.next = cpu.rip.wrapping_add(u64::from(op.length)) & mask;

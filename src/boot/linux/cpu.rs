@@ -66,6 +66,7 @@ pub fn set_cpuid(kvm: &Kvm, vcpu: &VcpuFd) -> Result<()> {
     vcpu.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")
 }
 
+// ANCHOR: one_cpu
 /// The leaves that are about the CPU that `KVM_GET_SUPPORTED_CPUID` ran on, made
 /// those of the only CPU of a machine, whose APIC ID is 0. Intel SDM Vol. 2A,
 /// "CPUID—CPU Identification"; AMD APM Vol. 3, "Obtaining Processor Information Via
@@ -91,6 +92,7 @@ fn describe_one_cpu(entry: &mut kvm_cpuid_entry2, deadline_timer: bool) {
         _ => {}
     }
 }
+// ANCHOR_END: one_cpu
 
 /// Wires the local APIC's two pins as a PC does: LINT0 to the 8259s, LINT1 to the
 /// NMI line. Intel SDM Vol. 3A, "Local Vector Table".

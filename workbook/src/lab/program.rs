@@ -64,6 +64,25 @@ pub fn build(root: &Path, binaries: &[String]) -> Result<BTreeMap<String, PathBu
     for binary in binaries {
         command.args(["--bin", binary]);
     }
+    built(command, target)
+}
+
+/// Builds an example of the package `vmexit` statically and optimised; returns where it is.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_example(root: &Path, name: &str) -> Result<PathBuf> {
+    let target = target()?;
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .current_dir(root)
+        .args(["build", "--message-format", "json-render-diagnostics", "--target", target])
+        .args(["--release", "--package", "vmexit", "--example", name]);
+    built(command, target)?.remove(name).with_context(|| format!("cargo built no {name}"))
+}
+
+/// Runs a build for `target`, and finds the programs in what cargo says.
+fn built(mut command: Command, target: &str) -> Result<BTreeMap<String, PathBuf>> {
     if target == GNU {
         let flags = std::env::var("RUSTFLAGS").unwrap_or_default();
         command.env("RUSTFLAGS", format!("{flags} -C target-feature=+crt-static"));

@@ -10,6 +10,7 @@ use cpio::NewcBuilder;
 
 use super::initramfs::{FOLDER, PROGRAM};
 
+// ANCHOR: init
 /// The first program. It says `up` as soon as it runs, so that a boot can be timed.
 const INIT: &str = r#"#!/bin/busybox sh
 export PATH=/bin HOME=/root TERM=vt100 PS1='# '
@@ -23,6 +24,7 @@ echo "busybox's shell; 'exit' or 'poweroff -f' switches the machine off"
 setsid cttyhack sh
 poweroff -f
 "#;
+// ANCHOR_END: init
 
 /// Writes the archive to `file`; `busybox` is a static program.
 ///

@@ -68,13 +68,14 @@ pub fn run(session: &Session, command: &[String]) -> Result<u8> {
 const BOOTS_LINUX: &str = "ch16";
 /// Seconds that it has at least: a day, for there may be somebody at its shell.
 const LINUX_LIMIT: u64 = 86_400;
-/// Where that is inside a machine.
-const KEPT: &str = "/lab/kept";
+/// Where that is inside a machine: the cache's folder, as the program sees it.
+pub const KEPT: &str = "/lab/kept";
 /// Where the files are that a program is given.
 const FILES: &str = "/lab/files";
 
-/// The kernel and the shell that chapter 16 boots.
-fn kept(lab: &Lab) -> Vec<Program> {
+/// The kernel and the shell that chapter 16 boots, for a machine.
+#[must_use]
+pub fn kept(lab: &Lab) -> Vec<Program> {
     let mut files = vec![(kept::KERNEL, lab.kernel())];
     files.extend(lab.shell().map(|shell| (kept::SHELL, shell)));
     files.into_iter().map(|(name, file)| Program { inside: format!("{KEPT}/lab/{name}"), file }).collect()

@@ -1,6 +1,8 @@
 //! Runs the lab's tests where there can be a lab.
 
 #[cfg(unix)]
+mod linux;
+#[cfg(unix)]
 mod unix;
 
 fn main() {

@@ -25,6 +25,10 @@ const WITH_A_LAB: [Test; 3] = [
     ("a_kernel_that_is_none_ends_in_a_sentence", a_kernel_that_is_none_ends_in_a_sentence),
 ];
 
+/// A lab of an older setup has no shell for chapter 16.
+const WITH_A_SHELL: Test =
+    ("linux_boots_to_a_shell_and_its_broken_variants_end_as_the_book_says", crate::linux::linux_boots);
+
 /// Runs them all.
 pub fn main() {
     let arguments = Arguments::from_args();
@@ -37,13 +41,19 @@ pub fn main() {
     };
     let mut trials: Vec<Trial> = WITHOUT_A_LAB.into_iter().map(trial).collect();
     trials.extend(WITH_A_LAB.into_iter().map(|test| trial(test).with_ignored_flag(lab.is_err())));
+    let has_shell = lab.as_ref().is_ok_and(|lab| lab.shell().is_some());
+    trials.push(trial(WITH_A_SHELL).with_ignored_flag(!has_shell));
     let conclusion = libtest_mimic::run(&arguments, trials);
-    if let Err(unusable) = lab {
+    if let Err(unusable) = &lab {
         println!("not run here:");
         for (name, _) in WITH_A_LAB {
             println!("  {name}: {}", unusable.reason());
         }
         println!("`cargo vmexit lab setup` makes a lab\n");
+    }
+    if !has_shell {
+        println!("not run here:\n  {}: there is no shell for it", WITH_A_SHELL.0);
+        println!("`cargo vmexit lab setup` fetches one\n");
     }
     conclusion.exit();
 }

@@ -41,7 +41,9 @@ pub fn init(boot: &Boot) {
     }
     frames.mark(LOWEST, kernel_end_physical(), false);
     let file = boot.program_file;
-    frames.mark(file.address, file.address.saturating_add(file.length).min(LIMIT), false);
+    let end = file.address.saturating_add(file.length);
+    assert!(end <= LIMIT, "the program's file ends at {end:#x}, and this kernel uses the first GiB alone");
+    frames.mark(file.address, end, false);
 }
 
 /// A page that was free, with whatever it holds.

@@ -1,6 +1,7 @@
 //! MXCSR, FXSAVE and FXRSTOR. Intel SDM Vol. 2A, "FXSAVE—Save x87 FPU, MMX Technology, and SSE State".
 
 use crate::cpu::{CodeSize, Cpu};
+use crate::memory::OFFSET;
 use crate::op::Op;
 use crate::paging::Intent;
 use crate::stop::{Done, Fault, Missing, Stop};
@@ -52,7 +53,11 @@ fn registers(cpu: &Cpu) -> usize {
 pub fn save(cpu: &mut Cpu, op: &Op) -> Done {
     let (linear, user) = (image(cpu, op, Intent::Write)?, cpu.user());
     cpu.probe_write(linear, 8, user)?;
-    cpu.probe_write(linear + IMAGE - 8, 8, user)?;
+    let last_page = (linear + IMAGE - 1) & !OFFSET;
+    if last_page > linear {
+        // A page fault names the first byte of the page that is missing.
+        cpu.probe_write(last_page, 1, user)?;
+    }
     // What is not written here is zero: empty x87 registers.
     for offset in (0..XMM0_AT).step_by(8) {
         cpu.write(linear + offset, 8, 0, user)?;
@@ -68,6 +73,8 @@ pub fn save(cpu: &mut Cpu, op: &Op) -> Done {
 
 pub fn restore(cpu: &mut Cpu, op: &Op) -> Done {
     let (linear, user) = (image(cpu, op, Intent::Read)?, cpu.user());
+    // From its start on, so that this is where a page fault says that it was.
+    cpu.read(linear, 1, user)?;
     let control = cpu.read(linear + MXCSR_AT, 4, user)?;
     if control & !MXCSR != 0 {
         return Err(Fault::general_protection(0).into());
