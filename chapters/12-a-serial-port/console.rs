@@ -17,6 +17,8 @@ pub struct Console {
 struct Shown {
     line: Vec<u8>,
     at_once: bool,
+    /// What was shown at once does not end a line.
+    unfinished: bool,
 }
 
 /// A guest's line without end is cut after so many bytes.
@@ -32,7 +34,16 @@ impl Console {
         let mut shown = self.shown();
         shown.at_once = true;
         let begun = std::mem::take(&mut shown.line);
+        shown.unfinished = !begun.is_empty();
         self.pass_on(&begun)
+    }
+
+    /// What comes next on the terminal is not the guest's.
+    pub fn finish(&self) {
+        if std::mem::take(&mut self.shown().unfinished) {
+            // Nobody is left to hear that it failed.
+            let _ = self.pass_on(b"\r\n");
+        }
     }
 
     fn pass_on(&self, bytes: &[u8]) -> io::Result<()> {
@@ -53,6 +64,7 @@ impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut shown = self.shown();
         if shown.at_once {
+            shown.unfinished = bytes.last() != Some(&b'\n');
             self.pass_on(bytes)?;
             return Ok(bytes.len());
         }

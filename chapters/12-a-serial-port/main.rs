@@ -185,14 +185,25 @@ fn typed(run: &Run) -> Result<Option<Vec<u8>>> {
 }
 
 /// The reader's terminal is at the other end of the line from now on, until the value is dropped.
-fn plug_in(run: &Run, port: &Arc<Mutex<Serial>>, console: &Console) -> Result<Option<terminal::Raw>> {
+fn plug_in(run: &Run, port: &Arc<Mutex<Serial>>, console: &Console) -> Result<Keyboard> {
     run.set_default_deadline(None);
     run.show_exits_if_asked();
     run.say(format_args!("      {}", terminal::HELP));
     console.show_at_once()?;
     let raw = terminal::Raw::enter();
     terminal::type_keys(Arc::clone(port));
-    Ok(raw)
+    Ok(Keyboard { _raw: raw, console: console.clone() })
+}
+
+struct Keyboard {
+    _raw: Option<terminal::Raw>,
+    console: Console,
+}
+
+impl Drop for Keyboard {
+    fn drop(&mut self) {
+        self.console.finish();
+    }
 }
 // ANCHOR_END: keyboard
 
