@@ -120,8 +120,13 @@ impl Run {
     /// thousands of exits.
     pub fn show_exits_if_asked(&self) {
         if !self.0.options.traces.contains(&options::TraceTo::Text) {
-            self.recorder().hide_exits();
+            self.recorder().show_exits(false);
         }
+    }
+
+    /// From now on the text trace has the exits again.
+    pub fn show_exits_again(&self) {
+        self.recorder().show_exits(true);
     }
 
     /// Prints a line of the chapter's own on stdout, unless the JSON trace is there.
