@@ -90,6 +90,9 @@ fn run(chapter: &'static Chapter, options: Options, body: fn(&Run) -> anyhow::Re
         Ok(()) => Status::Success,
         Err(error) => report(&run, error),
     };
+    if let Some(report) = run.check_report() {
+        complain(format_args!("{}: {report}", chapter.name));
+    }
     match run.finish(status) {
         Ok(()) => status,
         Err(error) => {

@@ -5,6 +5,7 @@
 //! tells why a guest died, from the instruction to the double fault.
 
 mod control; // Why a control register refused a value,
+mod dump; // A state that was written down.
 mod delivery; // an exception found no way to its handler,
 mod entry;
 mod instruction; // and an instruction raised what it raised.
@@ -14,7 +15,8 @@ mod still; // The guest where it died.
 mod transfer;
 mod triple_fault; // All of it together.
 
-pub use entry::{Finding, entry_findings};
+pub use dump::Dump;
+pub use entry::{EntryState, Finding, Rule, Verdict, check, entry_findings, rules};
 pub(crate) use triple_fault::post_mortem;
 
 use crate::kvm;

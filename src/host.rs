@@ -91,6 +91,7 @@ pub const CHAPTERS: &[(&str, crate::kvm::Probe)] = &[
     ("ch09", crate::kvm::Probe::Exception),
     ("ch10", crate::kvm::Probe::SystemCall),
     ("ch11", crate::kvm::Probe::SystemCall),
+    ("ch12", crate::kvm::Probe::Exception),
     ("ch13", crate::kvm::Probe::Exception),
     ("ch16", crate::kvm::Probe::SystemCall),
 ];

@@ -42,6 +42,9 @@ struct Shared {
     /// Whether exits are recorded only where a trace was asked for.
     quiet: AtomicBool,
     vms: AtomicU32,
+    /// How many entry states `--check` has looked at, and in how many it found something.
+    checked: AtomicU64,
+    refused: AtomicU64,
     /// Whether this KVM shows RIP after a plain `out`; the probe has seen it.
     out_after: AtomicBool,
     recorder: Mutex<Recorder>,
@@ -73,6 +76,8 @@ impl Run {
             deadline: AtomicU64::new(deadline.as_millis() as u64),
             quiet: AtomicBool::new(false),
             vms: AtomicU32::new(0),
+            checked: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
             out_after: AtomicBool::new(false),
             recorder: Mutex::new(recorder),
         })))
@@ -115,8 +120,13 @@ impl Run {
     /// thousands of exits.
     pub fn show_exits_if_asked(&self) {
         if !self.0.options.traces.contains(&options::TraceTo::Text) {
-            self.recorder().hide_exits();
+            self.recorder().show_exits(false);
         }
+    }
+
+    /// From now on the text trace has the exits again.
+    pub fn show_exits_again(&self) {
+        self.recorder().show_exits(true);
     }
 
     /// Prints a line of the chapter's own on stdout, unless the JSON trace is there.
@@ -206,6 +216,23 @@ impl Run {
 
     pub(crate) fn recorder(&self) -> MutexGuard<'_, Recorder> {
         self.0.recorder.lock().expect("nobody panics while recording")
+    }
+
+    /// `--check` has looked at an entry state.
+    pub(crate) fn count_check(&self, refused: bool) {
+        self.0.checked.fetch_add(1, Ordering::Relaxed);
+        self.0.refused.fetch_add(refused.into(), Ordering::Relaxed);
+    }
+
+    /// What `--check` has found, if it was given and a guest was entered.
+    pub(crate) fn check_report(&self) -> Option<String> {
+        let (checked, refused) =
+            (self.0.checked.load(Ordering::Relaxed), self.0.refused.load(Ordering::Relaxed));
+        let found = match refused {
+            0 => "none breaks a rule of VM entry".to_owned(),
+            _ => format!("{refused} break a rule of VM entry"),
+        };
+        (checked > 0).then(|| format!("--check looked at {checked} entry states: {found}"))
     }
 
     /// Where the guest was when its time was up.

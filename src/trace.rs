@@ -9,6 +9,7 @@ mod place;
 pub mod record;
 mod recorder;
 mod recording;
+mod restore;
 mod text;
 
 pub(crate) use place::{Place, View};

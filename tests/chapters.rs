@@ -34,6 +34,7 @@ const CH08: &str = env!("CARGO_BIN_EXE_ch08");
 const CH09: &str = env!("CARGO_BIN_EXE_ch09");
 const CH10: &str = env!("CARGO_BIN_EXE_ch10");
 const CH11: &str = env!("CARGO_BIN_EXE_ch11");
+const CH12: &str = env!("CARGO_BIN_EXE_ch12");
 const CH13: &str = env!("CARGO_BIN_EXE_ch13");
 const CH16: &str = env!("CARGO_BIN_EXE_ch16");
 
@@ -99,6 +100,11 @@ const CASES: &[Case] = &[
     case("ch11--break-no-higher-half", CH11, &["--break", "no-higher-half"]),
     case("ch11--break-no-nx", CH11, &["--break", "no-nx"]),
     case("ch11--break-old-protocol", CH11, &["--break", "old-protocol"]),
+    case("ch12", CH12, &[]),
+    case("ch12--type", CH12, &["--type", "Hello, 16550!"]),
+    case("ch12--break-no-irq", CH12, &["--break", "no-irq", "--deadline", "3"]),
+    case("ch12--break-no-eoi", CH12, &["--break", "no-eoi", "--deadline", "3"]),
+    case("ch12--break-dlab", CH12, &["--break", "dlab", "--deadline", "3"]),
     case("ch13", CH13, &[]),
     case("ch13--break-no-eoi", CH13, &["--break", "no-eoi", "--deadline", "3"]),
     case("ch13--break-no-irqchip", CH13, &["--break", "no-irqchip"]),
@@ -127,6 +133,7 @@ const WITHOUT_A_MACHINE: &[Case] = &[
     case("ch10--unknown-program", CH10, &["--program", "doom"]),
     case("ch11--help", CH11, &["--help"]),
     case("ch11--break-list", CH11, &["--break", "list"]),
+    case("ch12--break-list", CH12, &["--break", "list"]),
     case("ch13--break-list", CH13, &["--break", "list"]),
     case("ch16--help", CH16, &["--help"]),
     case("ch16--break-list", CH16, &["--break", "list"]),
@@ -146,6 +153,10 @@ fn main() {
             compare_with(&snapshot_for_soft(case.name), case, &run(case, &["--backend", "soft"]));
             Ok(())
         }));
+    }
+    for case in CASES.iter().filter(|case| case.flags.is_empty() && case.name != "ch03") {
+        let name = format!("{}--check::soft", case.name);
+        trials.push(Trial::test(name, || every_entry_state_passes(case)));
     }
     let of_doctor = Arc::clone(&not_run);
     trials.push(Trial::test("ch00--probes::kvm", move || doctor(&of_doctor)));
@@ -192,6 +203,17 @@ fn on_kvm(case: &Case, not_run: &Mutex<Vec<String>>) -> Result<(), Failed> {
         return Ok(());
     }
     compare(case, &output);
+    Ok(())
+}
+
+/// No rule of VM entry is broken at any entry, by what the hypervisor has set or the guest has made of it.
+fn every_entry_state_passes(case: &Case) -> Result<(), Failed> {
+    let output = run(case, &["--backend", "soft", "--check"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let looked = stderr.lines().any(|line| line.contains("--check looked at"));
+    if !looked || !stderr.contains("none breaks a rule of VM entry") {
+        return Err(format!("{stderr}").into());
+    }
     Ok(())
 }
 

@@ -117,10 +117,14 @@ pub const LACKS: &[Lack] = &[
     },
     Lack {
         on: &[Qemu],
-        what: "the second encoding of TEST (f6 /1, f7 /1) is #UD",
+        what: "the second encoding of TEST (f6 /1, f7 /1) is #UD; its address after RIP counts no immediate",
         manual: "AMD APM Vol. 3, \"Opcode and Operand Encodings\", the table of ModRM groups",
         test: "host_cpu.rs: instructions_do_what_this_cpu_does",
-        applies: |c| c.is(Mnemonic::Test) && c.right_vector == Some(INVALID_OPCODE),
+        applies: |c| {
+            c.is(Mnemonic::Test)
+                && (c.right_vector == Some(INVALID_OPCODE)
+                    || c.both_page_faults() && c.step.instruction.is_ip_rel_memory_operand())
+        },
     },
     Lack {
         on: &[Qemu],
@@ -191,6 +195,27 @@ pub const LACKS: &[Lack] = &[
         manual: "Intel SDM Vol. 2B, \"PUSHA/PUSHAD\"; Vol. 2A, \"CMPS/CMPSB/CMPSW/CMPSD/CMPSQ—Compare String Operands\" say no order",
         test: "manual.rs: the_first_operand_of_cmps_is_the_first_to_fault",
         applies: |c| c.both_faulted() && c.touches_two_places(),
+    },
+    Lack {
+        on: &[Qemu],
+        what: "POPA has loaded the registers before the one whose page is missing",
+        manual: "Intel SDM Vol. 3A, \"Restarting of Program or Task\", for a fault; Vol. 2B, \"POPA/POPAD—Pop All General-Purpose Registers\"",
+        test: "manual.rs: popa_that_faults_has_loaded_nothing",
+        applies: |c| (c.is(Mnemonic::Popa) || c.is(Mnemonic::Popad)) && c.both_faulted(),
+    },
+    Lack {
+        on: &[Qemu],
+        what: "KVM keeps the upper half of FMASK, which is reserved",
+        manual: "AMD APM Vol. 2, \"SYSCALL and SYSRET MSRs\"; Intel SDM Vol. 4, \"Architectural MSRs\"",
+        test: "manual.rs: the_upper_half_of_fmask_is_reserved",
+        applies: |c| c.is(Mnemonic::Rdmsr) && c.before.rcx as u32 == 0xc000_0084,
+    },
+    Lack {
+        on: &[Qemu, Bochs, Emulator],
+        what: "KVM's emulator writes 16 bits where a segment register is pushed into a hole",
+        manual: "Intel SDM Vol. 2B, \"PUSH—Push Word, Doubleword, or Quadword Onto the Stack\" leaves the upper half open",
+        test: "manual.rs: a_segment_register_is_pushed_with_zeros_above_it",
+        applies: |c| c.is(Mnemonic::Push) && c.step.instruction.op0_register().is_segment_register(),
     },
     Lack {
         on: &[Bochs],

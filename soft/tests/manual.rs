@@ -652,3 +652,33 @@ fn lgdt_of_64_bit_code_ignores_prefix_66() {
     let outcome = guest.run(&[0x66, 0x0f, 0x01, 0x13], Regs { rbx: DATA, ..Regs::default() }); // lgdt [rbx]
     assert_eq!((outcome.sregs.gdt.base, outcome.sregs.gdt.limit), (0x7700_3800, 0x37));
 }
+
+/// Intel SDM Vol. 3A, "Restarting of Program or Task": after a fault the state is that before the instruction.
+#[test]
+fn popa_that_faults_has_loaded_nothing() {
+    // The stack ends in a page that is missing: EDI's place is there, ESI's is not.
+    let regs = Regs { rsp: MISSING - 4, rdi: 0x1111, rsi: 0x2222, ..Regs::default() };
+    let mut guest = Guest::protected(32, 3, true);
+    let outcome = guest.run(&[0x61], regs);
+    assert_eq!((outcome.vector, outcome.sregs.cr2), (Some(PAGE_FAULT), MISSING));
+    assert_eq!((outcome.regs.rdi, outcome.regs.rsi), (0x1111, 0x2222));
+}
+
+/// AMD APM Vol. 2, "SYSCALL and SYSRET MSRs": the mask has 32 bits.
+#[test]
+fn the_upper_half_of_fmask_is_reserved() {
+    let guest = &mut Guest::long();
+    assert!(guest.vcpu.set_msr(0xc000_0084, 0x1234_5678_0000_0200));
+    assert_eq!(guest.vcpu.msr(0xc000_0084), Some(0x200));
+}
+
+/// Intel SDM Vol. 2B, "PUSH—Push Word, Doubleword, or Quadword Onto the Stack".
+#[test]
+fn a_segment_register_is_pushed_with_zeros_above_it() {
+    let mut guest = Guest::protected(32, 0, false);
+    guest.write(STACK - 4, &[0xff; 4]);
+    let cs = guest.vcpu.sregs().cs.selector;
+    let outcome = guest.run(&[0x0e], Regs { rsp: STACK, ..Regs::default() });
+    assert_eq!((outcome.vector, outcome.regs.rsp), (None, STACK - 4));
+    assert_eq!(guest.read(STACK - 4) as u32, u32::from(cs));
+}

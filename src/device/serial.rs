@@ -84,7 +84,7 @@ impl Serial {
 }
 
 /// Its registers are a byte wide, and so an access of more bytes is that many to
-/// the same register: `rep outsb` comes as one exit.
+/// the same register: KVM may bring a whole `rep insb` as one exit.
 impl Device for Serial {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         for byte in data {

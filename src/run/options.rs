@@ -46,6 +46,8 @@ pub struct Options {
     pub deadline: Option<Duration>,
     /// The listing, and no run.
     pub listing_only: bool,
+    /// The rules of VM entry at every entry, and not at the first alone.
+    pub check: bool,
 }
 
 /// What to do: run, or print something and end.
@@ -83,6 +85,7 @@ impl Options {
                 Short('h') | Long("help") => return Ok(Command::Help),
                 Long("steps") => options.steps = true,
                 Long("listing") => options.listing_only = true,
+                Long("check") => options.check = true,
                 Long("backend") => options.backend = Some(parse_backend(&value(&mut parser)?)?),
                 Long("trace") => options.traces.push(parse_trace(&value(&mut parser)?)?),
                 Long("deadline") => options.deadline = Some(parse_deadline(&value(&mut parser)?)?),
@@ -188,6 +191,7 @@ Options:
   --break NAME            run a broken variant of this chapter; list names them
   --deadline SECONDS      give up on the guest after this long [default: 10]
   --listing               print the guest's code and stop
+  --check                 hold the guest's state against the rules of VM entry, at every entry
 {}  -h, --help              print this
 
 Exit codes: 0 the guest ended as it should; 1 a bug of VM Exit; 2 bad input, or this
@@ -230,13 +234,13 @@ mod tests {
     #[test]
     fn the_flags_are_understood() {
         let Ok(Command::Run(options)) = parse(
-            "--backend=kvm --trace json:a --trace perfetto:b --steps --break it --deadline 0.5 --listing",
+            "--backend=kvm --trace json:a --trace perfetto:b --steps --break it --deadline 0.5 --listing --check",
         ) else {
             panic!("a run");
         };
         assert_eq!(options.backend, Some(Backend::Kvm));
         assert_eq!(options.traces, [TraceTo::Json(Some("a".into())), TraceTo::Perfetto("b".into())]);
-        assert!(options.steps && options.listing_only && options.text_on_stdout());
+        assert!(options.steps && options.listing_only && options.check && options.text_on_stdout());
         assert_eq!((options.variant, options.deadline), (Some("it"), Some(Duration::from_millis(500))));
         assert_eq!(parse("--steps -h"), Ok(Command::Help));
         assert_eq!(parse("--break list"), Ok(Command::ListVariants));

@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::exit::Exit;
-use crate::explain;
+use crate::explain::{self, EntryState};
 use crate::guest::Slots;
 use crate::kvm::{Result, VcpuBackend, VcpuExit, kvm_regs, kvm_sregs};
+use crate::paging::Form;
 use crate::run::Run;
 use crate::run::handlers::{self, HLT, Stops};
 use crate::run::interrupt::Kick;
@@ -21,6 +22,10 @@ use crate::trace::{Input, Place, State, VcpuId, View};
 const EINTR: i32 = 4;
 /// The MSR that says where `syscall` leads. Intel SDM Vol. 4, "Architectural MSRs".
 const LSTAR: u32 = 0xc000_0082;
+/// MSRs that VM entry checks.
+const SYSENTER_ESP: u32 = 0x175;
+const SYSENTER_EIP: u32 = 0x176;
+const PAT: u32 = 0x277;
 
 /// Watches one vCPU. Fields drop in this order: the timer goes first.
 pub struct Watch {
@@ -191,12 +196,45 @@ impl Watch {
             let slots = self.slots.lock().expect("nobody panics while holding the slots");
             let wanted = self.run.recorder().entry(self.vcpu, &state, self.setup.take(), &slots);
             slots.logs().iter().for_each(|log| if wanted { log.begin() } else { log.end() });
+            drop(slots);
             let given = self.given.get().unwrap_or(state.sregs);
-            for finding in explain::entry_findings(&state.regs, &given) {
-                complain(format_args!("{}: entry check: {finding}", self.run.chapter().name));
+            let refused = self.report(&self.entry_state(vcpu, &State { sregs: given, ..state }));
+            if self.run.options().check {
+                self.run.count_check(refused);
             }
+        } else if self.run.options().check {
+            let refused = self.report(&self.entry_state(vcpu, &self.state(vcpu)?));
+            self.run.count_check(refused);
         }
         Ok(())
+    }
+
+    /// Says which rules of VM entry a state breaks, and whether it breaks one.
+    fn report(&self, state: &EntryState) -> bool {
+        let findings = explain::check(state);
+        for finding in &findings {
+            complain(format_args!("{}: entry check: {finding}", self.run.chapter().name));
+        }
+        !findings.is_empty()
+    }
+
+    /// All of a state that KVM shows and the rules of VM entry ask about.
+    fn entry_state(&self, vcpu: &VcpuBackend, state: &State) -> EntryState {
+        let mut entry = EntryState::new(&state.regs, &state.sregs);
+        let registers = [
+            (SYSENTER_ESP, &mut entry.sysenter_esp),
+            (SYSENTER_EIP, &mut entry.sysenter_eip),
+            (PAT, &mut entry.pat),
+        ];
+        for (index, register) in registers {
+            *register = vcpu.get_msr(index).unwrap_or(*register);
+        }
+        let slots = self.slots.lock().expect("nobody panics while holding the slots");
+        let pointers = slots.read(Form::Pae.root(state.sregs.cr3), 32);
+        for (pointer, bytes) in entry.pointers.iter_mut().zip(pointers.chunks_exact(8)) {
+            *pointer = u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+        }
+        entry
     }
 
     fn state(&self, vcpu: &VcpuBackend) -> Result<State> {

@@ -60,6 +60,8 @@ struct Happened {
     exit: Exit,
     place: Option<Place>,
     state: Option<State>,
+    /// Whether exits were part of the text when it came.
+    shown: bool,
 }
 
 impl Recorder {
@@ -138,9 +140,9 @@ impl Recorder {
         self.check("stdout", written);
     }
 
-    /// Leaves the exits out of the text.
-    pub fn hide_exits(&mut self) {
-        self.exits_shown = false;
+    /// Whether the exits that come from now on are part of the text.
+    pub fn show_exits(&mut self, shown: bool) {
+        self.exits_shown = shown;
     }
 
     /// Whether an exit is written anywhere, with its instruction.
@@ -218,7 +220,7 @@ impl Recorder {
         let answered = matches!(exit, Exit::IoIn { .. } | Exit::MmioRead { .. });
         self.last_exit = Some(exit.clone());
         self.last_place.clone_from(&place);
-        let happened = Happened { id, exit, place, state };
+        let happened = Happened { id, exit, place, state, shown: self.exits_shown };
         if answered {
             self.waiting = Some(happened);
         } else {
@@ -277,9 +279,9 @@ impl Recorder {
 
     fn write_exit(&mut self, happened: Happened) {
         self.exits += 1;
-        let Happened { id, exit, place, state } = happened;
+        let Happened { id, exit, place, state, shown } = happened;
         let code = place.as_ref().map(|place| (place.to_string(), self.code(place)));
-        if self.exits_shown {
+        if shown {
             self.head();
             if let Some(place) = place.as_ref().filter(|_| self.stepping) {
                 self.say_mode(place);

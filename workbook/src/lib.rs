@@ -4,6 +4,7 @@ pub mod failure;
 pub mod root;
 pub mod chapters;
 pub mod book;
+pub mod explain;
 #[cfg(unix)]
 pub mod interrupt;
 #[cfg(unix)]

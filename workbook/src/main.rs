@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use vmexit::status::Status;
 
 use vmexit_workbook::failure::Failure;
-use vmexit_workbook::{book, chapters};
+use vmexit_workbook::{book, chapters, explain};
 
 /// The tool beside the VM Exit workbook
 #[derive(Debug, Parser)]
@@ -26,6 +26,8 @@ enum Command {
     /// Run a chapter on real KVM, on an emulated CPU that has virtualization
     #[cfg(unix)]
     Lab(vmexit_workbook::lab::LabArguments),
+    /// Hold a guest's state against the rules of VM entry of both vendors
+    Explain(explain::ExplainArguments),
     /// Compare the software machine with KVM, instruction by instruction
     #[cfg(unix)]
     Diff(vmexit_workbook::diff::DiffArguments),
@@ -51,6 +53,7 @@ fn run(command: Command) -> Result<u8> {
     match command {
         Command::List => chapters::list(),
         Command::Book(arguments) => book::run(&arguments),
+        Command::Explain(arguments) => explain::run(&arguments),
         #[cfg(unix)]
         Command::Lab(arguments) => vmexit_workbook::lab::run(arguments),
         #[cfg(unix)]
