@@ -159,7 +159,20 @@ impl<'a> Boot<'a> {
         };
         if plan.machine == Machine::Amd {
             let log = File::create(&files.log).context("cannot write QEMU's log")?;
-            command.stdin(std::process::Stdio::null()).stdout(log.try_clone()?).stderr(log);
+            match &files.keyboard {
+                Some(keyboard) => {
+                    // Opened anew, for both directions: QEMU makes its end one that does not wait.
+                    let keys = File::options().read(true).write(true).open(keyboard);
+                    let results = File::create(&files.results).context("cannot write the results")?;
+                    command
+                        .stdin(keys.context("cannot open the keyboard's pipe")?)
+                        .stdout(results)
+                        .stderr(log);
+                }
+                None => {
+                    command.stdin(std::process::Stdio::null()).stdout(log.try_clone()?).stderr(log);
+                }
+            }
         }
         let emulator = Emulator::start(&mut command).map_err(|error| {
             let program = command.get_program().to_string_lossy();

@@ -81,14 +81,13 @@ pub fn command(program: &Path, files: &Files, nested_paging: bool) -> Command {
     command
 }
 
-/// The second serial port: it writes reports to a file, and reads keys from a pipe
-/// where there is one.
+/// The second serial port: it writes reports to a file. Where the reader types, it
+/// is QEMU's own stdin and stdout, which are the pipe with the keys and that file.
 fn results(files: &Files) -> std::ffi::OsString {
-    let mut text = prefixed("file,id=results,path=", &files.results);
-    if let Some(keyboard) = &files.keyboard {
-        text.push(prefixed(",input-path=", keyboard));
+    match &files.keyboard {
+        Some(_) => "stdio,id=results,signal=off".into(),
+        None => prefixed("file,id=results,path=", &files.results),
     }
-    text
 }
 
 fn prefixed(prefix: &str, path: &Path) -> std::ffi::OsString {
