@@ -115,6 +115,7 @@ fn report(run: &Run, error: &anyhow::Error) -> Status {
         }
         Some(Stop::Deadline) => {
             complain(format_args!("{name}: {}", run.deadline_report()));
+            run.stuck_in().iter().for_each(|line| complain(format_args!("  {line}")));
             explain_variant(run);
             return Status::Deadline;
         }

@@ -11,12 +11,14 @@ mod entry;
 mod instruction; // and an instruction raised what it raised.
 mod replay; // The run once more.
 mod selector; // Descriptors in words.
+mod stuck; // The guest that goes round.
 mod still; // The guest where it died.
 mod transfer;
 mod triple_fault; // All of it together.
 
 pub use dump::Dump;
 pub use entry::{EntryState, Finding, Rule, Verdict, check, entry_findings, rules};
+pub(crate) use stuck::{Circle, circle};
 pub(crate) use triple_fault::post_mortem;
 
 use crate::kvm;

@@ -242,6 +242,11 @@ impl Run {
         format!("the guest did not end within {seconds} s{place}; --deadline SECONDS gives it longer")
     }
 
+    /// The loop in which it went round, a line each.
+    pub(crate) fn stuck_in(&self) -> Vec<String> {
+        self.recorder().stuck_in()
+    }
+
     /// Ends the traces.
     pub(crate) fn finish(&self, status: Status) -> Result<(), TraceError> {
         self.recorder().finish(status)

@@ -376,8 +376,13 @@ impl Watch {
     /// Notes where the guest is, for the report of a run that was ended from outside.
     fn note_place(&self, vcpu: &VcpuBackend) {
         if let Ok(state) = self.state(vcpu) {
-            let place = self.seeing(vcpu, |view| Place::at(&state, state.regs.rip, view));
-            self.run.recorder().stuck(place);
+            let (place, circle) = self.seeing(vcpu, |view| {
+                let at = |rip| Place::at(&state, rip, view);
+                let place = at(state.regs.rip);
+                let circle = explain::circle(&state, &place, &at);
+                (place, circle)
+            });
+            self.run.recorder().stuck(place, circle);
         }
     }
 

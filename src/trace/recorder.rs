@@ -10,6 +10,7 @@ use std::time::Instant;
 use crate::chapter::Chapter;
 use crate::disasm;
 use crate::exit::Exit;
+use crate::explain::Circle;
 use crate::guest::{Image, Slots};
 use crate::kvm::{kvm_regs, kvm_sregs};
 use crate::run::TraceError;
@@ -48,7 +49,7 @@ pub struct Recorder {
     stepping: bool,
     /// The mode and ring of the last instruction that was shown.
     last_mode: Option<(crate::mode::Mode, u8)>,
-    stuck: Option<Place>,
+    stuck: Option<(Place, Option<Circle>)>,
     recordings: Vec<Recording>,
     /// The first failure to write; what comes after it is not written.
     error: Option<TraceError>,
@@ -375,12 +376,25 @@ impl Recorder {
     }
 
     /// Where the guest was when something outside ended the run.
-    pub fn stuck(&mut self, place: Place) {
-        self.stuck = Some(place);
+    pub fn stuck(&mut self, place: Place, circle: Option<Circle>) {
+        self.stuck = Some((place, circle));
+    }
+
+    /// The loop that it was in, a line each for its instructions and for what it waits for.
+    pub fn stuck_in(&self) -> Vec<String> {
+        let Some((_, Some(circle))) = &self.stuck else { return Vec::new() };
+        let text = |place: &Place| {
+            let instruction = place.instruction.as_ref()?;
+            Some(disasm::text(instruction, self.image.as_ref()))
+        };
+        let texts: Vec<String> = circle.places.iter().filter_map(text).collect();
+        let mut lines = vec![format!("it goes round in: {}", texts.join("; "))];
+        lines.extend(Some(circle.waits.clone()).filter(|waits| !waits.is_empty()));
+        lines
     }
 
     pub fn stuck_at(&self) -> Option<String> {
-        let place = self.stuck.as_ref()?;
+        let (place, _) = self.stuck.as_ref()?;
         Some(format!("{place}  {}", self.code(place)))
     }
 
