@@ -101,7 +101,7 @@ const CASES: &[Case] = &[
     case("ch11--break-no-nx", CH11, &["--break", "no-nx"]),
     case("ch11--break-old-protocol", CH11, &["--break", "old-protocol"]),
     case("ch12", CH12, &[]),
-    case("ch12--type", CH12, &["--type", "Hello, 16550!"]),
+    case("ch12--type", CH12, &["--type", "Hello,16550!"]),
     case("ch12--break-no-irq", CH12, &["--break", "no-irq", "--deadline", "3"]),
     case("ch12--break-no-eoi", CH12, &["--break", "no-eoi", "--deadline", "3"]),
     case("ch12--break-dlab", CH12, &["--break", "dlab", "--deadline", "3"]),
