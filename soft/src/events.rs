@@ -12,7 +12,8 @@ pub struct Events {
     pub exception: Option<Exception>,
     /// The interrupt that the next entry delivers.
     pub interrupt: Option<Interrupt>,
-    /// The next instruction is still in the shadow of the one before it; see [`shadow`].
+    /// The next instruction is still in the shadow of the one before it: bit 0 after a load of SS, bit 1
+    /// after STI.
     pub shadow: u8,
     /// The next entry delivers a non-maskable interrupt.
     pub nmi_injected: bool,
