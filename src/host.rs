@@ -93,22 +93,15 @@ pub const CHAPTERS: &[(&str, crate::kvm::Probe)] = &[
     ("ch11", crate::kvm::Probe::SystemCall),
     ("ch12", crate::kvm::Probe::Exception),
     ("ch13", crate::kvm::Probe::Exception),
-    ("ch16", crate::kvm::Probe::SystemCall),
+    ("ch16", crate::kvm::Probe::X87),
 ];
-
-/// The chapters whose devices interrupt through a descriptor, and the capability that they need for it.
-const BY_IRQFD: (&[&str], &str) = (&["ch16"], "KVM_CAP_IRQFD");
 
 impl KvmFacts {
     /// The chapters that this KVM can run, and those that it cannot.
     #[must_use]
     pub fn chapters(&self) -> (Vec<&'static str>, Vec<&'static str>) {
         let ran = |name: &str| self.probes.iter().any(|probe| probe.probe == name && probe.failure.is_none());
-        let (by_irqfd, capability) = BY_IRQFD;
-        let has_irqfd = !self.missing.iter().any(|missing| missing == capability);
-        let runs = |(name, needs): &&(&str, crate::kvm::Probe)| {
-            ran(&needs.to_string()) && (has_irqfd || !by_irqfd.contains(name))
-        };
+        let runs = |(_, needs): &&(&str, crate::kvm::Probe)| ran(&needs.to_string());
         let (can, cannot): (Vec<_>, Vec<_>) = CHAPTERS.iter().partition(runs);
         let names = |list: Vec<&(&'static str, _)>| list.into_iter().map(|(name, _)| *name).collect();
         (names(can), names(cannot))

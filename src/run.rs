@@ -40,7 +40,6 @@ struct Shared {
     /// How long the guest may run, in milliseconds; [`NO_DEADLINE`] is for ever.
     deadline: AtomicU64,
     /// Whether exits are recorded only where a trace was asked for.
-    quiet: AtomicBool,
     vms: AtomicU32,
     /// How many entry states `--check` has looked at, and in how many it found something.
     checked: AtomicU64,
@@ -74,7 +73,6 @@ impl Run {
             options,
             started: Instant::now(),
             deadline: AtomicU64::new(deadline.as_millis() as u64),
-            quiet: AtomicBool::new(false),
             vms: AtomicU32::new(0),
             checked: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -179,17 +177,6 @@ impl Run {
             let milliseconds = deadline.map_or(NO_DEADLINE, |deadline| deadline.as_millis() as u64);
             self.0.deadline.store(milliseconds, Ordering::Relaxed);
         }
-    }
-
-    /// Records exits only where a trace was asked for: a guest that exits a hundred
-    /// thousand times is no reading matter.
-    pub fn trace_only_if_asked(&self) {
-        let options = &self.0.options;
-        self.0.quiet.store(options.traces.is_empty() && !options.steps, Ordering::Relaxed);
-    }
-
-    pub(crate) fn is_quiet(&self) -> bool {
-        self.0.quiet.load(Ordering::Relaxed)
     }
 
     fn deadline(&self) -> Option<Duration> {

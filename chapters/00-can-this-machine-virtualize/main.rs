@@ -1,5 +1,5 @@
 //! Chapter 00: can this machine virtualize? The doctor: looks at the CPU, the
-//! modules and the device, runs six probe guests on this host's KVM and on the
+//! modules and the device, runs seven probe guests on this host's KVM and on the
 //! software machine, and says which chapters each can run, and what to do about
 //! the rest.
 
@@ -16,7 +16,7 @@ ch00: Can this machine virtualize?
 Usage: cargo run --bin ch00 -- [OPTIONS]
 
 Options:
-  --probes    run the six probe guests, and print nothing else
+  --probes    run the seven probe guests, and print nothing else
   --json      print what was found, the checks and the chapters as JSON
   -h, --help  print this
 

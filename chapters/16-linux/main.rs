@@ -27,7 +27,7 @@ use vmexit::run::{Run, terminal};
 const CHAPTER: Chapter = Chapter {
     name: "ch16",
     title: "Linux",
-    needs: Probe::SystemCall,
+    needs: Probe::X87,
     flags: &[
         Flag { name: "kernel", value: "FILE", what: "a bzImage, or an ELF vmlinux [default: the lab's]" },
         Flag {
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
 // ANCHOR: chapter
 fn boot_linux(run: &Run) -> Result<()> {
     let interactive = terminal::is_interactive();
-    run.trace_only_if_asked();
+    run.show_exits_if_asked();
     run.set_default_deadline((!interactive).then_some(PATIENCE));
     if run.options().listing_only {
         return Err(
@@ -87,7 +87,7 @@ fn boot_linux(run: &Run) -> Result<()> {
     acpi::write_tables(&memory)?;
     variants::apply(run, &memory, &mut start)?;
 
-    let kvm = Kvm::open_real(run)?;
+    let kvm = Kvm::open(run)?;
     let irqchip = !run.breaks("no-irqchip");
     let mut machine =
         if irqchip { Machine::with_irqchip(&kvm, memory)? } else { Machine::new(&kvm, memory)? };

@@ -122,6 +122,71 @@ fn the_local_apics_timer_interrupts_at_its_own_vector_and_on_time() {
 }
 
 #[test]
+fn with_interrupts_off_a_line_waits_until_they_are_on() {
+    let mut guest = Guest::with_chipset(guest!(
+        masked,
+        ".code16"
+        "jmp 1f"
+        // The handler, at 0x1002.
+        "inc bx; mov al, 0x20; out 0x20, al; iret"
+        "1: mov al, 0x11; out 0x20, al"
+        "mov al, 0x20; out 0x21, al"
+        "mov al, 4; out 0x21, al"
+        "mov al, 1; out 0x21, al"
+        "mov al, 0xef; out 0x21, al"
+        "mov word ptr [0x24 * 4], 0x1002"
+        "xor bx, bx"
+        "out 0x10, al" // the line is raised here
+        "mov cx, 1000; 2: dec cx; jnz 2b"
+        "mov al, bl; out 0x10, al"
+        "sti; nop; nop"
+        "mov al, bl; out 0x10, al"
+    ));
+    assert_eq!(guest.run(), TOLD);
+    guest.machine.set_irq_line(4, true).expect("a line");
+    assert_eq!((guest.run(), guest.vcpu.data(1)[0]), (TOLD, 0));
+    assert_eq!((guest.run(), guest.vcpu.data(1)[0]), (TOLD, 1));
+}
+
+/// Intel SDM Vol. 3A, "Task Priority in IA-32e Mode".
+#[test]
+fn cr8_holds_back_an_interrupt_that_waits_already() {
+    let mut guest = Guest::with_chipset(guest!(
+        priority,
+        ".code64"
+        "jmp 1f"
+        // The handler, at 0x1002.
+        "inc ebx; iretq"
+        "1: mov ecx, 0xfee00000"
+        "mov dword ptr [rcx + 0xf0], 0x1ff"
+        "mov byte ptr [rcx + 0x320], 0x41"   // one byte: KVM's local APIC ignores it
+        "xor ebx, ebx"
+        "mov dword ptr [rcx + 0x300], 0x40040" // vector 0x40, to itself
+        "mov eax, 4; mov cr8, rax"
+        "sti; nop; nop"
+        "mov al, bl; out 0x10, al"
+        "mov eax, 3; mov cr8, rax"
+        "nop; nop"
+        "mov al, bl; out 0x10, al"
+        "mov eax, [rcx + 0x320]; out 0x10, al"
+    ))
+    .in_long_mode();
+    // The local APIC's page, in a page of 2 MiB.
+    guest.write(0x10_1000 + 3 * 8, &0x10_4007u64.to_le_bytes());
+    guest.write(0x10_4000 + 0x1f7 * 8, &0xfee0_0087u64.to_le_bytes());
+    guest.write(0x2808, &0x00af_9b00_0000_ffffu64.to_le_bytes());
+    guest.write(0x2810, &0x00cf_9300_0000_ffffu64.to_le_bytes());
+    guest.write(0x4000 + 0x40 * 16, &0x0000_8e00_0008_1002u64.to_le_bytes());
+    let mut sregs = guest.vcpu.sregs();
+    (sregs.gdt.base, sregs.gdt.limit) = (0x2800, 0x17);
+    (sregs.idt.base, sregs.idt.limit) = (0x4000, 0xfff);
+    guest.vcpu.set_sregs(&sregs).expect("tables");
+    assert_eq!((guest.run(), guest.vcpu.data(1)[0]), (TOLD, 0));
+    assert_eq!((guest.run(), guest.vcpu.data(1)[0]), (TOLD, 1));
+    assert_eq!((guest.run(), guest.vcpu.data(1)[0]), (TOLD, 0), "the byte that was written is not there");
+}
+
+#[test]
 fn controllers_come_before_cpus_and_once() {
     let machine = Machine::new();
     assert_eq!(machine.create_pit(), Err(Errno::ENOENT));

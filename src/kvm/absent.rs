@@ -46,7 +46,16 @@ pub enum Cap {
     MaxVcpus,
     NrMemslots,
     TscDeadlineTimer,
+    SetTssAddr,
+    SetIdentityMapAddr,
+    ExtCpuid,
+    SetGuestDebug,
+    VcpuEvents,
+    Irqchip,
+    Pit2,
+    Ioeventfd,
     Irqfd,
+    ReadonlyMem,
 }
 
 /// The exits that the library names; kvm-ioctls has these and more.

@@ -73,7 +73,7 @@ impl VmFd {
     }
 
     /// Makes a write of the guest to a port or an address add 1 to `event`, instead
-    /// of an exit: a write of `datamatch`, or with [`NoDatamatch`] of anything.
+    /// of an exit: a write of `datamatch` with its size, or with [`NoDatamatch`] of anything.
     ///
     /// # Errors
     /// The errno of `KVM_IOEVENTFD`.
@@ -87,7 +87,7 @@ impl VmFd {
             VmBackend::Host(vm) => vm.register_ioevent(event, address, datamatch),
             VmBackend::Soft(vm) => {
                 let anything = TypeId::of::<T>() == TypeId::of::<NoDatamatch>();
-                vm.register_ioevent(event, address, (!anything).then(|| datamatch.into()))
+                vm.register_ioevent(event, address, (!anything).then(|| (datamatch.into(), size_of::<T>())))
             }
         }
     }

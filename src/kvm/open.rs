@@ -44,10 +44,10 @@ pub enum OpenError {
     CannotRun { device: Device, mode: Probe, ending: String, chapter: &'static str },
     /// The software machine was asked for, and lacks what this chapter needs.
     #[error(
-        "the software machine has no interrupt controllers and cannot run this chapter: it needs KVM. \
-         `cargo vmexit lab {chapter}` brings one along"
+        "the software machine cannot run {mode}, which this chapter needs: its probe guest ended in {ending}. \
+         `cargo vmexit lab {chapter}` runs it on a KVM that can"
     )]
-    NotOnSoft { chapter: &'static str },
+    NotOnSoft { mode: Probe, ending: String, chapter: &'static str },
 }
 
 impl OpenError {
@@ -109,10 +109,10 @@ impl Kvm {
     /// Opens the machine that is to run this chapter, and says on stderr which
     /// one that is and why: the backend that was asked for, else the host's
     /// device, if a probe guest shows that it runs the chapter's mode, else the
-    /// software machine.
+    /// software machine, if it does.
     ///
     /// # Errors
-    /// With `--backend kvm`, every way in which there is no such machine, each as a sentence.
+    /// Every way in which there is no such machine, each as a sentence.
     pub fn open(run: &Run) -> Result<Self, OpenError> {
         Self::open_for(run, run.chapter().needs)
     }
@@ -123,11 +123,17 @@ impl Kvm {
     /// As [`Kvm::open`].
     pub fn open_for(run: &Run, needs: Probe) -> Result<Self, OpenError> {
         let (mut kvm, why) = match run.options().backend {
-            Some(Backend::Soft) => (Self::soft(), "soft, the software machine, as you asked".to_owned()),
+            Some(Backend::Soft) => {
+                (Self::probed_soft(run, needs)?, "soft, the software machine, as you asked".to_owned())
+            }
             Some(Backend::Kvm) => Self::probed(run, needs)?,
             None => match Self::probed(run, needs) {
                 Ok(found) => found,
-                Err(error) => (Self::soft(), format!("soft, the software machine: {}", error.in_short())),
+                Err(error) => match Self::probed_soft(run, needs) {
+                    Ok(soft) => (soft, format!("soft, the software machine: {}", error.in_short())),
+                    // What would make the device run it is worth more.
+                    Err(_) => return Err(error),
+                },
             },
         };
         complain(format_args!("{}{why}", crate::transcript::BACKEND_NOTE));
@@ -136,19 +142,16 @@ impl Kvm {
         Ok(kvm)
     }
 
-    /// Opens the host's device, for a chapter that the software machine cannot run.
-    ///
-    /// # Errors
-    /// Every way in which there is no such machine, each as a sentence.
-    pub fn open_real(run: &Run) -> Result<Self, OpenError> {
-        if run.options().backend == Some(Backend::Soft) {
-            return Err(OpenError::NotOnSoft { chapter: run.chapter().name });
+    /// The software machine, if a probe guest runs on it.
+    fn probed_soft(run: &Run, needs: Probe) -> Result<Self, OpenError> {
+        let soft = Self::soft();
+        match needs.run(&soft) {
+            Ok(_) => Ok(soft),
+            Err(failure) => {
+                let ending = failure.ending();
+                Err(OpenError::NotOnSoft { mode: needs, ending, chapter: run.chapter().name })
+            }
         }
-        let (mut kvm, why) = Self::probed(run, run.chapter().needs)?;
-        complain(format_args!("{}{why}", crate::transcript::BACKEND_NOTE));
-        run.recorder().release();
-        kvm.run = Some(run.clone());
-        Ok(kvm)
     }
 
     /// The host's device, and what a probe guest showed.

@@ -31,12 +31,21 @@ pub enum Probe {
     Exception,
     /// 64-bit code that goes to ring 3 by `sysretq` and comes back by `syscall`.
     SystemCall,
+    /// 64-bit code that computes with x87, as an operating system's programs may.
+    X87,
 }
 
 impl Probe {
-    /// All six.
-    pub const ALL: [Self; 6] =
-        [Self::Real, Self::Protected, Self::Paging32, Self::Long, Self::Exception, Self::SystemCall];
+    /// All seven.
+    pub const ALL: [Self; 7] = [
+        Self::Real,
+        Self::Protected,
+        Self::Paging32,
+        Self::Long,
+        Self::Exception,
+        Self::SystemCall,
+        Self::X87,
+    ];
 }
 
 impl fmt::Display for Probe {
@@ -48,6 +57,7 @@ impl fmt::Display for Probe {
             Self::Long => "long mode",
             Self::Exception => "an exception through an IDT",
             Self::SystemCall => "a system call from ring 3",
+            Self::X87 => "x87 arithmetic",
         })
     }
 }
@@ -74,6 +84,8 @@ const CALLING: [u8; 0x29] = [
     0xb9, 0x27, 0x10, 0x00, 0x00, 0x41, 0xbb, 0x02, 0x00, 0x00, 0x00, 0x48, 0x0f, 0x07,
     0x0f, 0x05,
 ];
+/// `fninit; fld1; fadd st, st; fstp st`, right before [`CODE`].
+const COMPUTING: [u8; 8] = [0xdb, 0xe3, 0xd9, 0xe8, 0xd8, 0xc0, 0xdd, 0xd8];
 const PORT: u16 = 0x10;
 // ANCHOR_END: guests
 
@@ -99,6 +111,16 @@ pub enum Failure {
     Setup(anyhow::Error),
     /// KVM_RUN came back with this instead.
     Ending(String),
+}
+
+impl Failure {
+    /// What its probe guest ended in, without more words.
+    pub(super) fn ending(&self) -> String {
+        match self {
+            Self::Setup(error) => format!("{error:#}"),
+            Self::Ending(ending) => ending.clone(),
+        }
+    }
 }
 
 impl From<anyhow::Error> for Failure {
@@ -140,10 +162,19 @@ impl Probe {
         }
         let rip = vcpu.get_regs().context("KVM_GET_REGS")?.rip;
         match vcpu.run().map_err(stuck_or_failed)? {
-            VcpuExit::Hlt => Ok(Probed { out_after: rip != LOAD_ADDRESS && rip != HANDLER }),
+            VcpuExit::Hlt => Ok(Probed { out_after: rip != self.out_at() }),
             exit => Err(Failure::Ending(Unexpected::from(exit).0.name().to_owned())),
         }
         // ANCHOR_END: expect
+    }
+
+    /// Where its `out` is.
+    fn out_at(self) -> u64 {
+        match self {
+            Self::Exception | Self::SystemCall => HANDLER,
+            Self::X87 => LOAD_ADDRESS + COMPUTING.len() as u64,
+            _ => LOAD_ADDRESS,
+        }
     }
 
     /// A machine that is about to execute the guest's first instruction.
@@ -160,12 +191,13 @@ impl Probe {
 
     /// Writes the guest and its tables, and puts the CPU into its mode.
     fn prepare(self, memory: &Memory, sregs: &mut kvm_sregs) -> Result<()> {
-        let code: &[u8] = match self {
-            Self::Exception => &FAULTING,
-            Self::SystemCall => &CALLING,
-            _ => &CODE,
-        };
-        memory.write(LOAD_ADDRESS, code)?;
+        memory.write(self.out_at(), &CODE)?;
+        match self {
+            Self::Exception => memory.write(LOAD_ADDRESS, &FAULTING)?,
+            Self::SystemCall => memory.write(LOAD_ADDRESS, &CALLING)?,
+            Self::X87 => memory.write(LOAD_ADDRESS, &COMPUTING)?,
+            _ => {}
+        }
         match self {
             Self::Real => mode::enter_real(sregs),
             Self::Protected => mode::enter_protected(sregs, Descriptor::CODE_32),
@@ -177,7 +209,7 @@ impl Probe {
                 (sregs.cr3, sregs.cr4) = (TABLES, sregs.cr4 | cr4::PSE);
                 sregs.cr0 |= cr0::PG;
             }
-            Self::Long | Self::Exception | Self::SystemCall => {
+            Self::Long | Self::Exception | Self::SystemCall | Self::X87 => {
                 mode::enter_protected(sregs, Descriptor::CODE_64);
                 mode::enter_long(sregs, paging::identity_map(memory, TABLES)?);
             }
@@ -196,7 +228,6 @@ impl Probe {
             (sregs.idt.base, sregs.idt.limit) = (IDT, 7 * 16 - 1);
         }
         if self == Self::SystemCall {
-            memory.write(HANDLER, &CODE)?;
             // Ring 3 may use the first 2 MiB: an entry of each level says so.
             for table in 0..3 {
                 let address = TABLES + table * paging::PAGE;

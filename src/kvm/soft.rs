@@ -54,7 +54,18 @@ impl Kvm {
 
     pub fn check_extension_int(&self, capability: Cap) -> i32 {
         match capability {
-            Cap::UserMemory | Cap::ImmediateExit => 1,
+            Cap::UserMemory
+            | Cap::ImmediateExit
+            | Cap::SetTssAddr
+            | Cap::SetIdentityMapAddr
+            | Cap::ExtCpuid
+            | Cap::SetGuestDebug
+            | Cap::VcpuEvents
+            | Cap::Irqchip
+            | Cap::Pit2
+            | Cap::Ioeventfd
+            | Cap::Irqfd
+            | Cap::ReadonlyMem => 1,
             Cap::NrVcpus | Cap::MaxVcpus => VCPUS as i32,
             Cap::NrMemslots => SLOTS,
             #[allow(unreachable_patterns)] // kvm-ioctls has more
@@ -150,7 +161,7 @@ impl VmFd {
         &self,
         event: &EventFd,
         address: &IoEventAddress,
-        value: Option<u64>,
+        value: Option<(u64, usize)>,
     ) -> Result<()> {
         self.events
             .add_bell(event, address, value)
@@ -402,7 +413,8 @@ impl VcpuFd {
             }
             soft::Exit::Idle => {
                 // Whoever raises a line has a clock of his own; one that never comes must not cost a core.
-                self.events.wait();
+                #[cfg(not(target_family = "wasm"))]
+                std::thread::sleep(std::time::Duration::from_millis(1));
                 return Err(errno(soft::Errno::EINTR));
             }
             soft::Exit::Budget => return Err(errno(soft::Errno::EINTR)),

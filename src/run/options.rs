@@ -184,12 +184,14 @@ Options:
                           the software machine [default: the device, if it can run
                           this chapter; VMEXIT_BACKEND says it too]
   --trace FORM            where each exit is shown; more than one may be given:
-                            text           a line an exit, on stdout [default]
+                            text           a line an exit, on stdout [default, where the
+                                           chapter shows its exits]
                             json[:FILE]    JSON Lines, on stdout (and nothing else) or in FILE
                             perfetto:FILE  a timeline for ui.perfetto.dev
   --steps                 single-step, and show every instruction too
   --break NAME            run a broken variant of this chapter; list names them
-  --deadline SECONDS      give up on the guest after this long [default: 10]
+  --deadline SECONDS      give up on the guest after this long [default: 10, where the
+                          chapter says no other]
   --listing               print the guest's code and stop
   --check                 hold the guest's state against the rules of VM entry, at every entry
 {}  -h, --help              print this

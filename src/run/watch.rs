@@ -172,12 +172,6 @@ impl Watch {
                 }
                 continue;
             }
-            if self.run.is_quiet() {
-                if !is_io(&exit) {
-                    self.note(vcpu, &exit)?;
-                }
-                return Ok(exit);
-            }
             self.record(vcpu, &exit, step.map(|step| step.place), (entered, left))?;
             return Ok(exit);
         }
@@ -357,19 +351,6 @@ impl Watch {
             self.run.recorder().step(self.vcpu, &ran, None, (span.0, span.0));
         }
         self.run.recorder().exit(self.vcpu, owned, place, state, span);
-        Ok(())
-    }
-
-    /// In a quiet run only what may be the end is looked at, and nothing written.
-    fn note(&self, vcpu: &mut VcpuBackend, exit: &VcpuExit<'_>) -> Result<()> {
-        let owned = Exit::of(exit, &vcpu.details());
-        let place = if owned == Exit::Shutdown {
-            None
-        } else {
-            let (state, out_after) = (self.state(vcpu)?, self.run.out_after());
-            Some(self.seeing(vcpu, |view| Place::of_exit(&owned, &state, out_after, view)))
-        };
-        self.run.recorder().note(self.vcpu, owned, place);
         Ok(())
     }
 

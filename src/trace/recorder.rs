@@ -229,15 +229,6 @@ impl Recorder {
         }
     }
 
-    /// KVM_RUN came back, in a run whose exits nobody asked to see.
-    pub fn note(&mut self, id: VcpuId, exit: Exit, place: Option<Place>) {
-        self.last_vcpu = Some(id);
-        if let Some(recording) = self.recording(id) {
-            recording.gap = Some("what the guest was told was not recorded, as its exits were not");
-        }
-        (self.last_exit, self.last_place) = (Some(exit), place);
-    }
-
     /// What the host answered to the `in` or MMIO read that exited last.
     pub fn answer(&mut self, bytes: Vec<u8>) {
         let Some(mut happened) = self.waiting.take() else { return };

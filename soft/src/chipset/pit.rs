@@ -343,5 +343,10 @@ mod tests {
     #[test]
     fn decimal_counts_are_decimal() {
         assert_eq!((to_bcd(1234), from_bcd(0x9876)), (0x1234, 9876));
+        let mut pit = Pit::default();
+        pit.write(0x43, 0x35, 0); // counter 0, both bytes, mode 2, decimal
+        pit.write(0x40, 0, 0);
+        pit.write(0x40, 0, 0); // 0 is all of them: 10000
+        assert_eq!(pit.next_tick().map(ticks), Some(10_000));
     }
 }

@@ -76,6 +76,8 @@ impl Cpu {
             4 => self.write_cr4(value),
             8 if value >> 4 == 0 => {
                 self.cr8 = value;
+                // An interrupt that it held back comes before the next instruction.
+                self.leave_block = true;
                 Ok(())
             }
             8 => Err(REFUSED),

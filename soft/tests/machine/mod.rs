@@ -54,11 +54,7 @@ impl Guest {
         let machine = Machine::new();
         machine.create_irq_chip().expect("the first");
         machine.create_pit().expect("the first");
-        let mut guest = Self::on(machine, code);
-        let mut sregs = guest.vcpu.sregs();
-        sregs.cs = Segment { selector: 0, base: 0, ..sregs.cs };
-        guest.vcpu.set_sregs(&sregs).expect("real mode");
-        guest
+        Self::on(machine, code).in_real_mode()
     }
 
     fn on(machine: Machine, code: &[u8]) -> Self {
@@ -86,11 +82,14 @@ impl Guest {
 
     /// Real mode, all segments at 0.
     pub fn real(code: &[u8]) -> Self {
-        let mut guest = Self::new(code);
-        let mut sregs = guest.vcpu.sregs();
+        Self::new(code).in_real_mode()
+    }
+
+    fn in_real_mode(mut self) -> Self {
+        let mut sregs = self.vcpu.sregs();
         sregs.cs = Segment { selector: 0, base: 0, ..sregs.cs };
-        guest.vcpu.set_sregs(&sregs).expect("real mode");
-        guest
+        self.vcpu.set_sregs(&sregs).expect("real mode");
+        self
     }
 
     /// Ring 0, flat segments, 32-bit code.
@@ -104,7 +103,12 @@ impl Guest {
     /// Ring 0, 64-bit code, the first 2 MiB mapped to themselves by page tables at 0x100000: the first
     /// with pages of 4 KiB.
     pub fn long(code: &[u8]) -> Self {
-        let mut guest = Self::new(code);
+        Self::new(code).in_long_mode()
+    }
+
+    /// Puts it there, whatever it was in.
+    pub fn in_long_mode(self) -> Self {
+        let mut guest = self;
         let mut sregs = flat(guest.vcpu.sregs());
         (sregs.cs.l, sregs.cs.db) = (1, 0);
         (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (0x8001_0011, 0x10_0000, 0x20, 0xd01);
@@ -132,13 +136,15 @@ impl Guest {
         unsafe { self.memory.add(address as usize).cast::<u64>().read_unaligned() }
     }
 
+    /// Runs it to its next exit, which no guest here takes a hundred million instructions to.
     pub fn run(&mut self) -> Exit {
-        loop {
+        for _ in 0..50 {
             match self.vcpu.run(false).expect("nobody interrupts it") {
                 Exit::Budget => {}
                 exit => return exit,
             }
         }
+        panic!("it does not exit: {:x?}", self.vcpu.regs())
     }
 
     /// Runs it to its `hlt`.

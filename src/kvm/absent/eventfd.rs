@@ -3,7 +3,6 @@
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 /// A counter: one side adds to it, the other waits until it is not 0, and takes it.
 #[derive(Debug, Default)]
@@ -51,15 +50,9 @@ impl EventFd {
         Ok(std::mem::take(&mut *changed.unwrap_or_else(PoisonError::into_inner)))
     }
 
-    /// Waits until the counter is not 0, or for so long; says which.
-    pub(in crate::kvm) fn wait(&self, patience: Duration) -> bool {
-        let value = self.value();
-        if *value != 0 || patience.is_zero() {
-            return *value != 0;
-        }
-        let waited = self.0.changed.wait_timeout_while(value, patience, |value| *value == 0);
-        let (value, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        *value != 0
+    /// Whether a read would return at once.
+    pub(in crate::kvm) fn is_written(&self) -> bool {
+        *self.value() != 0
     }
 
     /// Another handle of the same counter.

@@ -2,7 +2,6 @@
 //! are looked at before each run, and after an exit that may ring one.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use vmexit_soft as soft;
 
@@ -24,8 +23,8 @@ struct Lists {
 struct Bell {
     event: EventFd,
     address: IoEventAddress,
-    /// The value that must be written; any value where there is none.
-    value: Option<u64>,
+    /// The value that must be written, in so many bytes; anything where there is none.
+    value: Option<(u64, usize)>,
 }
 
 impl Events {
@@ -42,7 +41,7 @@ impl Events {
         &self,
         event: &EventFd,
         address: &IoEventAddress,
-        value: Option<u64>,
+        value: Option<(u64, usize)>,
     ) -> std::io::Result<()> {
         self.lists().bells.push(Bell { event: event.try_clone()?, address: *address, value });
         Ok(())
@@ -51,25 +50,11 @@ impl Events {
     /// Raises the lines whose eventfds were written to: an edge for each.
     pub fn raise_lines(&self, machine: &soft::Machine) {
         for (event, line) in &self.lists().lines {
-            if is_written(event, Duration::ZERO) && event.read().is_ok() {
+            if is_written(event) && event.read().is_ok() {
                 let edge =
                     machine.set_irq_line(*line, true).and_then(|()| machine.set_irq_line(*line, false));
                 debug_assert!(edge.is_ok(), "an eventfd was tied to a line, so there are controllers");
             }
-        }
-    }
-
-    /// Waits a little for any of them.
-    pub fn wait(&self) {
-        const A_LITTLE: Duration = Duration::from_millis(1);
-        match self.lists().lines.first() {
-            Some((event, _)) => {
-                is_written(event, A_LITTLE);
-            }
-            #[cfg(not(target_family = "wasm"))]
-            None => std::thread::sleep(A_LITTLE),
-            #[cfg(target_family = "wasm")]
-            None => {}
         }
     }
 
@@ -93,22 +78,22 @@ impl Bell {
         let mut bytes = [0; 8];
         let size = data.len().min(8);
         bytes[..size].copy_from_slice(&data[..size]);
-        here && self.value.is_none_or(|value| value == u64::from_le_bytes(bytes))
+        here && self.value.is_none_or(|wanted| wanted == (u64::from_le_bytes(bytes), size))
     }
 }
 
-/// Whether a read would return at once; waits for that.
+/// Whether a read would return at once.
 #[cfg(host_kvm)]
-fn is_written(event: &EventFd, patience: Duration) -> bool {
+fn is_written(event: &EventFd) -> bool {
     use std::os::fd::AsRawFd;
     let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: one entry, which lives across the call.
-    let ready = unsafe { libc::poll(&raw mut poll, 1, patience.as_millis() as libc::c_int) };
+    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
     ready > 0 && poll.revents & libc::POLLIN != 0
 }
 
-/// Whether a read would return at once; waits for that.
+/// Whether a read would return at once.
 #[cfg(not(host_kvm))]
-fn is_written(event: &EventFd, patience: Duration) -> bool {
-    event.wait(patience)
+fn is_written(event: &EventFd) -> bool {
+    event.is_written()
 }
