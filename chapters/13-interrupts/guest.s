@@ -19,7 +19,7 @@
         .set    DEVICE, 0x24        # its line 4,
         .set    LOCAL, 0x40         # the local APIC's timer,
         .set    HAND, 0x50          # and what the hypervisor injects
-        .set    TENTH, 11932        # counts of 1/1193182 s: 10 ms
+        .set    TEN_MS, 11932       # counts of 1/1193182 s
 
         .set    LAPIC, 0xfee00000   # its registers:
         .set    LAPIC_EOI, 0xb0
@@ -59,9 +59,9 @@ _start: call    load_tables
 
         mov     al, 0x34            # counter 0: two bytes, and again and again
         out     PIT_MODE, al
-        mov     al, TENTH & 0xff
+        mov     al, TEN_MS & 0xff
         out     PIT, al
-        mov     al, TENTH >> 8
+        mov     al, TEN_MS >> 8
         out     PIT, al
 
         mov     rbx, offset ticks
